@@ -1,0 +1,1 @@
+"""Datasets, transforms and tokenizers: NumPy on the host, no jax."""

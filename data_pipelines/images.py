@@ -1,0 +1,97 @@
+"""Images: reading them from disk, and transforms in NumPy."""
+
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Float, Shaped, UInt8
+from PIL import Image, ImageOps
+
+from jmm.errors import UserError
+
+IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
+
+Resize = Literal["crop", "squash"]
+
+
+def read_image(path: Path) -> UInt8[np.ndarray, "H W 3"]:
+    """An image file as RGB, turned as its camera says, transparent parts on white.
+
+    Raises:
+      UserError: naming the file, if it is missing or no readable image.
+    """
+    try:
+        with Image.open(path) as image:
+            upright = ImageOps.exif_transpose(image)
+            if "transparency" in upright.info or upright.mode in ("RGBA", "LA", "PA"):
+                upright = upright.convert("RGBA")
+                paper = Image.new("RGBA", upright.size, "white")
+                upright = Image.alpha_composite(paper, upright)
+            return np.asarray(upright.convert("RGB"))
+    except FileNotFoundError:
+        raise UserError(f"there is no image {path}") from None
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise UserError(f"{path} is not a readable image ({error}); replace it or take it out") from error
+
+
+def list_images(folder: Path) -> list[Path]:
+    """The image files below a folder, sorted by path.
+
+    Raises:
+      UserError: no such folder, or none in it.
+    """
+    if not folder.is_dir():
+        raise UserError(f"there is no folder {folder}")
+    paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+    if not paths:
+        raise UserError(f"{folder} holds no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
+    return paths
+
+
+def resize(image: UInt8[np.ndarray, "h w C"], size: tuple[int, int], how: Resize) -> UInt8[np.ndarray, "H W C"]:
+    """Resamples (bicubic, filtered) to `size` (height, width).
+
+    `crop` keeps the proportions and cuts the middle out, as CLIP does; `squash` keeps the whole picture, as
+    SigLIP does.
+    """
+    height, width = image.shape[:2]
+    picture = Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image)
+    if how == "crop":
+        ratio = min(height / size[0], width / size[1])
+        across, down = (width - size[1] * ratio) / 2, (height - size[0] * ratio) / 2
+        box = (across, down, width - across, height - down)
+    else:
+        box = (0, 0, width, height)
+    resized = np.asarray(picture.resize((size[1], size[0]), Image.Resampling.BICUBIC, box=box))
+    return resized.reshape(*size, -1)
+
+
+def to_channels(image: UInt8[np.ndarray, "H W c"], channels: int) -> UInt8[np.ndarray, "H W C"]:
+    """RGB from grey by repetition, grey from RGB by luma (ITU-R 601)."""
+    if image.shape[2] == channels:
+        return image
+    if channels == 1:
+        return np.rint(image @ np.array([0.299, 0.587, 0.114])).astype(np.uint8)[:, :, None]
+    return np.repeat(image, channels, axis=2)
+
+
+def affine(
+    image: Shaped[np.ndarray, "H W C"], angle: float, scale: float, shift: tuple[float, float]
+) -> Float[np.ndarray, "H W C"]:
+    """Turns by `angle` (degrees), scales and shifts (fractions of height and width) about the middle.
+
+    Bilinear; what comes from outside the picture repeats its border.
+    """
+    height, width = image.shape[:2]
+    y, x = np.mgrid[:height, :width].astype(np.float32)
+    y, x = y - (height - 1) / 2 - shift[0] * height, x - (width - 1) / 2 - shift[1] * width
+    sin, cos = np.sin(np.radians(angle)) / scale, np.cos(np.radians(angle)) / scale
+    from_y = np.clip(cos * y - sin * x + (height - 1) / 2, 0, height - 1)
+    from_x = np.clip(sin * y + cos * x + (width - 1) / 2, 0, width - 1)
+    top, left = np.floor(from_y).astype(int), np.floor(from_x).astype(int)
+    bottom, right = np.minimum(top + 1, height - 1), np.minimum(left + 1, width - 1)
+    down, across = (from_y - top)[..., None], (from_x - left)[..., None]
+    pixels = image.astype(np.float32)
+    upper = pixels[top, left] * (1 - across) + pixels[top, right] * across
+    lower = pixels[bottom, left] * (1 - across) + pixels[bottom, right] * across
+    return (upper * (1 - down) + lower * down).astype(np.float32)

@@ -1,0 +1,89 @@
+"""From a dataset to batches, in an order that depends on the seed alone.
+
+The global order is one endless list of examples: epoch after epoch, each a new permutation. Step s trains on
+examples s·B … (s+1)·B − 1 of that list, and process p of P takes the p-th of the P equal runs of each batch. So
+the batches are the same on any number of processes and threads, and one number, the global index of the next
+example, is the position of the whole pipeline.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import grain
+import numpy as np
+
+from data_pipelines.preprocess import Arrays, Preprocess
+from data_pipelines.protocol import Dataset, Example
+from jmm.errors import UserError
+
+
+def ordered(dataset: Dataset, seed: int) -> grain.MapDataset[Any]:
+    """The endless global list of augmented training examples as arrays.
+
+    Raises:
+      UserError: a dataset without training examples.
+    """
+    source = dataset.source("train")
+    if not len(source):
+        raise UserError(f"{dataset} has no training examples")
+    preprocess = dataset.preprocessor()
+
+    def prepare(example: Example, rng: np.random.Generator) -> Arrays:
+        return preprocess.arrays(dataset.augment(fitted(example, preprocess), rng))
+
+    return grain.MapDataset.source(source).seed(seed).shuffle().repeat().random_map(prepare)
+
+
+def fitted(example: Example, preprocess: Preprocess) -> Example:
+    """The example with its image brought to the model's size."""
+    if "image" not in example:
+        return example
+    return {**example, "image": preprocess.fit(example["image"])}
+
+
+@contextmanager
+def training_batches(
+    dataset: Dataset,
+    batch_size: int,
+    seed: int,
+    *,
+    next_example: int = 0,
+    process: int = 0,
+    processes: int = 1,
+    threads: int = 2,
+) -> Iterator[Iterator[Arrays]]:
+    """This process's share of each global batch, from the example `next_example` on, read ahead by threads.
+
+    Args:
+      dataset: what to read.
+      batch_size: global; divides by `processes`.
+      seed: of order and augmentation.
+      next_example: global index of the next example, a multiple of `batch_size`.
+      process: index of this process.
+      processes: number of processes.
+      threads: that read ahead; 0 reads when asked.
+    """
+    share = batch_size // processes
+    batches = ordered(dataset, seed).batch(share, drop_remainder=True)[process::processes]
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=16 if threads else 0)
+    iterator = iter(batches.to_iter_dataset(options))
+    grain.experimental.set_next_index(iterator, next_example // batch_size)
+    try:
+        yield iterator
+    finally:
+        iterator.close()
+
+
+def held_out(dataset: Dataset) -> tuple[list[Example], Arrays]:
+    """All held-out examples: as they are (images fitted), and as one batch of arrays.
+
+    Raises:
+      UserError: a dataset without held-out examples.
+    """
+    source, preprocess = dataset.source("held_out"), dataset.preprocessor()
+    if not len(source):
+        raise UserError(f"{dataset} has no held-out examples to evaluate on")
+    examples = [fitted(source[i], preprocess) for i in range(len(source))]
+    arrays = [preprocess.arrays(example) for example in examples]
+    return examples, {name: np.stack([each[name] for each in arrays]) for name in arrays[0]}

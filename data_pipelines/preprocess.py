@@ -1,0 +1,71 @@
+"""From pictures and strings to the arrays of a batch. The same for training, evaluation and a user's own files."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float, Int, Shaped
+
+from data_pipelines.images import Resize, resize, to_channels
+from data_pipelines.tokenizer import PAD, ByteTokenizer
+
+Arrays = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """Size and normalisation of images, tokenizer and length of texts."""
+
+    image_size: tuple[int, int] = (224, 224)
+    """Height and width."""
+    channels: int = 3
+    """1 for grey, 3 for RGB."""
+    resize: Resize = "crop"
+    """Keep the proportions and cut the middle out, or squash the whole picture."""
+    mean: tuple[float, ...] = (0.5,)
+    """Subtracted from pixels in [0, 1]; one value, or one a channel."""
+    std: tuple[float, ...] = (0.5,)
+    """What pixels are then divided by."""
+    text_length: int = 77
+    """Tokens a text, marks of begin and end included."""
+    tokenizer: ByteTokenizer = field(default_factory=ByteTokenizer)
+    """Strings to ids."""
+
+    def fit(self, image: Shaped[np.ndarray, "h w c"]) -> Shaped[np.ndarray, "H W C"]:
+        """A uint8 picture of any size, brought to `image_size` and `channels`, still uint8."""
+        return resize(to_channels(image, self.channels), self.image_size, self.resize)
+
+    def normalise(self, image: Shaped[np.ndarray, "H W C"]) -> Float[np.ndarray, "H W C"]:
+        """Pixels 0–255 to float32 (x / 255 − mean) / std."""
+        return ((image / np.float32(255) - np.float32(self.mean)) / np.float32(self.std)).astype(np.float32)
+
+    def text(self, text: str) -> tuple[Int[np.ndarray, "L"], Bool[np.ndarray, "L"]]:
+        """Ids padded to `text_length`, and true where a token is real."""
+        ids = self.tokenizer.encode(text, self.text_length)
+        padded = np.full(self.text_length, PAD, np.int32)
+        padded[: len(ids)] = ids
+        return padded, np.arange(self.text_length) < len(ids)
+
+    def arrays(self, example: dict[str, Any]) -> Arrays:
+        """One example, its image already fitted, to the fields of a batch."""
+        arrays: Arrays = {}
+        if "image" in example:
+            arrays["image"] = self.normalise(example["image"])
+        if "caption" in example:
+            arrays["text"], arrays["text_mask"] = self.text(example["caption"])
+        if "label" in example:
+            arrays["label"] = np.int32(example["label"])
+        return arrays
+
+    def __call__(
+        self, images: Sequence[np.ndarray] | None = None, texts: Sequence[str] | None = None
+    ) -> Arrays:
+        """A batch of pictures (uint8 [h, w, c], any sizes) and strings."""
+        batch: Arrays = {}
+        if images is not None:
+            batch["image"] = np.stack([self.normalise(self.fit(image)) for image in images])
+        if texts is not None:
+            ids, masks = zip(*map(self.text, texts), strict=True)
+            batch |= {"text": np.stack(ids), "text_mask": np.stack(masks)}
+        return batch

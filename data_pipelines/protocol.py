@@ -1,0 +1,37 @@
+"""What the common loop asks of a dataset."""
+
+from typing import Any, Literal, Protocol, runtime_checkable
+
+import numpy as np
+
+from data_pipelines.preprocess import Preprocess
+
+Split = Literal["train", "held_out"]
+
+Example = dict[str, Any]
+"""One raw example: `image` uint8 [h, w, C] of any size, `caption` a string, `label` an int; what there is."""
+
+
+class Source(Protocol):
+    """Random access to raw examples."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Example: ...
+
+
+@runtime_checkable
+class Dataset(Protocol):
+    """A frozen dataclass that describes a dataset completely."""
+
+    def source(self, split: Split) -> Source:
+        """The examples of a split, in a fixed order."""
+        ...
+
+    def augment(self, example: Example, rng: np.random.Generator) -> Example:
+        """A training example with its random changes; `rng` is the example's own."""
+        ...
+
+    def preprocessor(self) -> Preprocess:
+        """How examples, and a user's own pictures and texts, become arrays."""
+        ...

@@ -1,0 +1,23 @@
+"""A tokenizer that needs no file: the bytes of the text are its tokens."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+PAD, BEGIN, END = 0, 1, 2
+FIRST_BYTE = 3
+
+
+@dataclass(frozen=True)
+class ByteTokenizer:
+    """UTF-8 bytes as ids 3–258, between a mark of begin (1) and of end (2); 0 is padding (as in ByT5, Xue et al. 2022)."""
+
+    vocab_size: ClassVar[int] = FIRST_BYTE + 256
+
+    def encode(self, text: str, length: int) -> list[int]:
+        """At most `length` ids, marks included; a longer text is cut at the end of a character."""
+        data = text.encode()[: length - 2].decode(errors="ignore").encode()
+        return [BEGIN, *(byte + FIRST_BYTE for byte in data), END]
+
+    def decode(self, ids: list[int]) -> str:
+        """The text of ids, without marks and padding; bytes that are no UTF-8 become U+FFFD."""
+        return bytes(i - FIRST_BYTE for i in ids if i >= FIRST_BYTE).decode(errors="replace")

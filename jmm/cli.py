@@ -1,0 +1,273 @@
+"""The `jmm` command. One sub-command is one short function; what it needs is imported when it runs."""
+
+import argparse
+import json
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jmm
+from jmm.errors import UserError
+
+if TYPE_CHECKING:
+    from jmm.experiment import Experiment
+
+Result = dict[str, Any]
+"""What `--json` prints; the field `text` of it is what a person reads instead."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a command; gives its exit code."""
+    parser = make_parser()
+    options, rest = parser.parse_known_args(arguments)
+    if rest and options.command != "train":
+        parser.error(f"jmm {options.command} does not know {' '.join(rest)}; see jmm {options.command} --help")
+    try:
+        with warnings.catch_warnings():
+            warnings.showwarning = lambda message, *_, **__: print(f"jmm: {message}", file=sys.stderr)
+            result = options.run(options, rest) if options.command == "train" else options.run(options)
+    except UserError as error:
+        print(f"jmm {options.command}: {error}", file=sys.stderr)
+        return error.code
+    except KeyboardInterrupt:
+        print(f"jmm {options.command}: interrupted", file=sys.stderr)
+        return 130
+    text = result.pop("text")
+    print(json.dumps(result) if options.json else text)
+    return 0
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """All sub-commands and their options."""
+    parser = Parser(
+        prog="jmm", description="Multimodal transformers in JAX: train, evaluate and use them.", allow_abbrev=False
+    )
+    parser.add_argument("--version", action="version", version=f"jmm {jmm.__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name: str, run: Callable[..., Result], text: str, **settings: Any) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, description=text, allow_abbrev=False, **settings)
+        sub.set_defaults(run=run)
+        sub.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+        return sub
+
+    sub = command("train", train, "Train an experiment, or go on where it stopped.", add_help=False)
+    sub.add_argument("file", nargs="?", type=Path, metavar="FILE.py", help="its function experiment() says what to train")
+    sub.add_argument("-h", "--help", action="store_true", help="with a FILE.py: every field that can be set, and its default")
+    sub.add_argument("--workdir", type=Path, metavar="DIR", help="where checkpoints, metrics and pictures go")
+    sub.add_argument("--show-sharding", action="store_true", help="print where every array lies on the mesh, and stop")
+    sub.add_argument("--profile", action="store_true", help="record a trace of ten steps in DIR/profile")
+    sub.add_argument("--coordinator", metavar="HOST:PORT", help="process 0 of several that train together")
+    sub.add_argument("--num-processes", type=int, default=1, metavar="N", help="how many they are")
+    sub.add_argument("--process-id", type=int, default=0, metavar="I", help="which of them this is, from 0")
+
+    sub = command("evaluate", evaluate, "Run the evaluations of a workdir on its newest checkpoint.")
+    sub.add_argument("workdir", type=Path, metavar="DIR", help="a workdir of jmm train")
+
+    sub = command("classify", classify, "Say which label fits each picture.")
+    sub.add_argument("workdir", type=Path, metavar="DIR", help="a workdir of jmm train")
+    sub.add_argument("images", type=Path, nargs="+", metavar="IMAGE", help="picture files")
+    sub.add_argument("--labels", required=True, metavar='"A,B,C"', help="the labels to choose from, separated by commas")
+    sub.add_argument("--template", default="a photo of a {}", help="caption of a label; {} is the label")
+
+    sub = command("search", search, "Find the pictures that fit a text.")
+    sub.add_argument("workdir", type=Path, metavar="DIR", help="a workdir of jmm train")
+    sub.add_argument("query", metavar="TEXT", help="what to look for")
+    sub.add_argument("--images", type=Path, required=True, metavar="FOLDER", help="where to look, folders below included")
+    sub.add_argument("--count", type=int, default=10, metavar="N", help="how many to show")
+
+    sub = command("zoo", zoo, "List the systems: paper, inputs, outputs, where each was checked.")
+    sub.add_argument("name", nargs="?", metavar="NAME", help="one of them, in full")
+    return parser
+
+
+class Parser(argparse.ArgumentParser):
+    """Errors are one sentence."""
+
+    def error(self, message: str) -> Any:
+        self.exit(2, f"{self.prog}: {message}\n")
+
+
+def train(options: argparse.Namespace, overrides: list[str]) -> Result:
+    """jmm train FILE.py --workdir DIR [--field.sub value …]"""
+    if options.file is None:
+        return {"text": train_usage(options), "usage": train_usage(options)} if options.help else _need("FILE.py")
+    from jmm.overrides import override, read_experiment_file
+
+    base = read_experiment_file(options.file)
+    if options.help:
+        print(train_usage(options))
+    experiment = override(base, ["--help"] if options.help else overrides, f"jmm train {options.file}")
+    if options.num_processes > 1 or options.coordinator:
+        from jmm.distributed.processes import Cluster, initialize
+
+        if not options.coordinator:
+            return _need("--coordinator HOST:PORT, the address of process 0,")
+        initialize(Cluster(options.coordinator, options.num_processes, options.process_id))
+    if options.show_sharding:
+        return show_sharding(experiment)
+    if options.workdir is None:
+        return _need("--workdir DIR")
+    return run_training(experiment, options)
+
+
+def _need(what: str) -> Result:
+    raise UserError(f"{what} is missing; see jmm train --help", code=2)
+
+
+def train_usage(options: argparse.Namespace) -> str:
+    """Help of `jmm train` itself."""
+    parser = make_parser()
+    commands = next(a for a in parser._actions if isinstance(a, argparse._SubParsersAction))
+    return commands.choices["train"].format_help()
+
+
+def show_sharding(experiment: "Experiment") -> Result:
+    """Where every array of the state lies."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from jmm.distributed.sharding import placement_table
+    from jmm.training.step import build
+
+    program = build(experiment)
+    rows = placement_table(program.state, program.shardings)
+    total = sum(row.bytes_per_device for row in rows)
+    mesh = ", ".join(f"{axis} {size}" for axis, size in program.mesh.shape.items())
+    table = Table("path", "shape", "placement", "bytes a device", title=f"mesh: {mesh}")
+    table.columns[3].justify = "right"
+    for row in rows:
+        shape = " × ".join(map(str, row.shape)) or "scalar"
+        table.add_row(row.path, shape, row.axes, f"{row.bytes_per_device:,}")
+    table.add_row("in all", "", "", f"{total:,}")
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    with console.capture() as capture:
+        console.print(table)
+    arrays = [{**vars(row), "shape": list(row.shape)} for row in rows]
+    return {"text": capture.get().rstrip(), "mesh": dict(program.mesh.shape), "arrays": arrays, "bytes_per_device": total}
+
+
+def run_training(experiment: "Experiment", options: argparse.Namespace) -> Result:
+    """Trains, draws the report and says what came of it."""
+    from rich.console import Console
+
+    from jmm.distributed.processes import is_first
+    from jmm.training.loop import train as run
+
+    console = Console(stderr=True, quiet=options.json or not is_first())
+    outcome = run(experiment, options.workdir, console=console, profile=options.profile)
+    pictures = []
+    if is_first():
+        from jmm.evaluation.report import write_report
+
+        pictures = write_report(experiment, outcome.model, options.workdir)
+    checkpoint = options.workdir / "checkpoints" / str(outcome.step)
+    figures = {name: value for name, value in outcome.figures.items() if name.startswith("eval/")}
+    lines = [f"{name.removeprefix('eval/'):<28}{value:.4f}" for name, value in figures.items()]
+    lines.append(f"{'checkpoint':<28}{checkpoint}")
+    lines += [f"{'picture':<28}{path}" for path in pictures]
+    lines.append(f"{'try next':<28}{next_command(experiment, options.workdir)}")
+    if not is_first():
+        lines = [f"process {options.process_id} is done"]
+    return {
+        "text": "\n".join(lines),
+        "step": outcome.step,
+        "figures": outcome.figures,
+        "checkpoint": str(checkpoint),
+        "pictures": [str(path) for path in pictures],
+    }
+
+
+def next_command(experiment: "Experiment", workdir: Path) -> str:
+    """What to do with what was trained."""
+    labels = next((e.labels for e in experiment.evaluations if hasattr(e, "labels")), None)
+    if labels:
+        return f'jmm classify {workdir} photo.png --labels "{",".join(labels[:3])}"'
+    return f"jmm evaluate {workdir}"
+
+
+def evaluate(options: argparse.Namespace) -> Result:
+    """jmm evaluate DIR"""
+    from jmm.evaluation.report import write_report
+    from jmm.interop.model import load_step
+    from jmm.training.loop import evaluate as run
+    from jmm.training.workdir import read_experiment
+
+    experiment = read_experiment(options.workdir)
+    if not experiment.evaluations:
+        raise UserError(f"the experiment of {options.workdir} names no evaluations")
+    model, step = load_step(options.workdir)
+    figures = run(experiment, model)
+    pictures = write_report(experiment, model, options.workdir)
+    lines = [f"{'step':<28}{step}"]
+    lines += [f"{name.removeprefix('eval/'):<28}{value:.4f}" for name, value in figures.items()]
+    lines += [f"{'picture':<28}{path}" for path in pictures]
+    return {
+        "text": "\n".join(lines),
+        "step": step,
+        "figures": figures,
+        "pictures": [str(path) for path in pictures],
+    }
+
+
+def classify(options: argparse.Namespace) -> Result:
+    """jmm classify DIR photo.png --labels "one,two,three" """
+    from data_pipelines.images import read_image
+    from jmm.evaluation.zero_shot import classify as run
+
+    labels = [label.strip() for label in options.labels.split(",") if label.strip()]
+    if not labels:
+        raise UserError('--labels names no label; give them as --labels "one,two,three"', code=2)
+    if "{}" not in options.template:
+        raise UserError(f"--template needs {{}} where the label goes, not {options.template!r}", code=2)
+    images = [read_image(path) for path in options.images]
+    probability = run(load_clip(options.workdir), images, labels, [options.template])
+    found, lines = [], []
+    for path, row in zip(options.images, probability, strict=True):
+        order = row.argsort()[::-1]
+        found.append({"image": str(path), "labels": {labels[i]: float(row[i]) for i in order}})
+        lines += [f"{path}: {labels[order[0]]}", *(f"  {row[i]:6.1%}  {labels[i]}" for i in order)]
+    return {"text": "\n".join(lines), "images": found}
+
+
+def search(options: argparse.Namespace) -> Result:
+    """jmm search DIR "a handwritten seven" --images FOLDER"""
+    from data_pipelines.images import list_images, read_image
+    from jmm.evaluation.retrieval import search as run
+
+    if options.count < 1:
+        raise UserError(f"--count must be at least 1, not {options.count}", code=2)
+    paths = list_images(options.images)
+    model = load_clip(options.workdir)
+    batch = model.preprocess(images=[read_image(path) for path in paths])
+    image = model.outputs(batch, ["image_embedding"])["image_embedding"]
+    (order,), (cosine,) = run(model, image, [options.query], options.count)
+    found = [{"image": str(paths[i]), "similarity": float(c)} for i, c in zip(order, cosine, strict=True)]
+    text = "\n".join(f"{each['similarity']:7.3f}  {each['image']}" for each in found)
+    return {"text": text, "query": options.query, "images": found}
+
+
+def load_clip(workdir: Path) -> Any:
+    """The model of a workdir, if it embeds images and texts in one space."""
+    from jmm.protocol import inputs_of
+
+    model = jmm.load(workdir)
+    if set(inputs_of(model.module, {"image": 0, "text": 0})) != {"image", "text"}:
+        raise UserError(f"{workdir} holds a {type(model.module).__name__}, which does not compare images with texts")
+    return model
+
+
+def zoo(options: argparse.Namespace) -> Result:
+    """jmm zoo [NAME]"""
+    from jmm.models.zoo import systems
+
+    known = systems()
+    if options.name is None:
+        width = max(map(len, known))
+        lines = [f"{name:<{width}}  {system.title}" for name, system in known.items()]
+        return {"text": "\n".join(lines), "systems": {name: vars(system) for name, system in known.items()}}
+    if options.name not in known:
+        raise UserError(f"there is no system {options.name}; there are {', '.join(known)}")
+    return {"text": known[options.name].text, "system": vars(known[options.name])}

@@ -1,0 +1,58 @@
+"""The one device mesh: named axes `data`, `fsdp`, `tensor`, `sequence`, made explicitly and passed explicitly."""
+
+import math
+from dataclasses import asdict
+
+import jax
+import numpy as np
+from jax.experimental import mesh_utils
+from jax.sharding import AxisType, Mesh
+
+from jmm.errors import UserError
+from jmm.experiment import MeshShape
+
+AXES = ("data", "fsdp", "tensor", "sequence")
+BATCH_AXES = ("data", "fsdp")
+
+
+def make_mesh(shape: MeshShape, devices: list[jax.Device] | None = None) -> Mesh:
+    """Arranges all devices so that neighbours on the last axes are neighbours on the interconnect.
+
+    Raises:
+      UserError: the axes do not multiply to the number of devices.
+    """
+    devices = jax.devices() if devices is None else devices
+    sizes = asdict(shape)
+    if any(size < 1 and not (size == -1 and axis == "data") for axis, size in sizes.items()):
+        raise UserError(f"mesh axes must be positive (data may be -1 for all that is left), not {_show(sizes)}")
+    if sizes["data"] == -1:
+        others = math.prod(sizes[axis] for axis in AXES if axis != "data")
+        if len(devices) % others:
+            raise UserError(f"a mesh of {_show(sizes)} needs a multiple of {others} devices, there are {len(devices)}")
+        sizes["data"] = len(devices) // others
+    if math.prod(sizes.values()) != len(devices):
+        raise UserError(
+            f"a mesh of {_show(sizes)} needs {math.prod(sizes.values())} devices, there are {len(devices)}"
+        )
+    dimensions = tuple(sizes[axis] for axis in AXES)
+    if devices[0].platform == "tpu":
+        grid = mesh_utils.create_device_mesh(dimensions, devices=devices, allow_split_physical_axes=True)
+    else:
+        grid = np.array(devices).reshape(dimensions)
+    return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def check_batch(batch_size: int, mesh: Mesh, accumulate: int = 1) -> None:
+    """Raises UserError unless the global batch divides over processes, micro-batches and the batch axes."""
+    ways = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+    if batch_size < 1 or batch_size % (ways * accumulate):
+        parts = f"data {mesh.shape['data']} × fsdp {mesh.shape['fsdp']} = {ways}"
+        if accumulate > 1:
+            parts += f" times {accumulate} micro-batches"
+        raise UserError(f"a batch of {batch_size} does not divide over {parts}")
+    if batch_size % jax.process_count():
+        raise UserError(f"a batch of {batch_size} does not divide over {jax.process_count()} processes")
+
+
+def _show(sizes: dict[str, int]) -> str:
+    return " × ".join(f"{axis} {size}" for axis, size in sizes.items())

@@ -1,0 +1,112 @@
+"""Where every array lies on the mesh. All placement rules of the library stand in this file.
+
+Parameters: the first rule whose pattern is found in the path decides; its axes belong to the last dimensions of
+the array, so that a stack of layers follows the rule of one layer. A dimension that an axis does not divide is
+not cut. Optimizer moments and moving averages lie where their parameters lie.
+
+Activations: parts name the dimensions they constrain; `ACTIVATION_RULES` binds those names to mesh axes.
+"""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import flax.linen as nn
+import jax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from jmm.distributed.mesh import BATCH_AXES
+
+PARAMETER_RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
+    (r"(query|key|value)/kernel$", ("fsdp", "tensor", None)),
+    (r"(query|key|value)/bias$", ("tensor", None)),
+    (r"out/kernel$", ("tensor", None, "fsdp")),
+    (r"(up|gate)/kernel$", ("fsdp", "tensor")),
+    (r"(up|gate)/bias$", ("tensor",)),
+    (r"down/kernel$", ("tensor", "fsdp")),
+    (r"embedding/embedding$", ("tensor", "fsdp")),
+    (r"patches/projection/kernel$", (None, None, None, "fsdp")),
+    (r"(projection|head)/kernel$", ("fsdp", "tensor")),
+    (r"positions/table$", (None, "fsdp")),
+    (r".*", ()),
+)
+
+ACTIVATION_RULES: tuple[tuple[str, str | tuple[str, ...] | None], ...] = (
+    ("batch", BATCH_AXES),
+    ("length", "sequence"),
+    ("heads", "tensor"),
+    ("mlp", "tensor"),
+    ("embed", None),
+    ("head_dim", None),
+)
+
+
+@contextmanager
+def on_mesh(mesh: Mesh) -> Iterator[None]:
+    """Binds the names of activation dimensions to the mesh; a jitted function must be called inside."""
+    with jax.set_mesh(mesh), nn.logical_axis_rules(ACTIVATION_RULES):
+        yield
+
+
+def path_name(path: tuple[Any, ...]) -> str:
+    """A pytree path as `text/encoder/blocks/mlp/up/kernel`."""
+    return "/".join(str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path)
+
+
+def parameter_spec(path: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
+    """The axes of one parameter by the first rule found in its path."""
+    axes = next(axes for pattern, axes in PARAMETER_RULES if re.search(pattern, path))
+    leading = len(shape) - len(axes)
+    if leading < 0:
+        return PartitionSpec()
+    fitting = [
+        axis if axis and size % mesh.shape[axis] == 0 else None
+        for axis, size in zip(axes, shape[leading:], strict=True)
+    ]
+    return PartitionSpec(*[None] * leading, *fitting)
+
+
+def tree_shardings(tree: Any, mesh: Mesh) -> Any:
+    """A NamedSharding for every array of a pytree (parameters, or state that mirrors them) by the rules."""
+
+    def place(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
+        return NamedSharding(mesh, parameter_spec(path_name(path), leaf.shape, mesh))
+
+    return jax.tree_util.tree_map_with_path(place, tree)
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Rows of a batch over the batch axes."""
+    return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """A whole copy on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where one array lies."""
+
+    path: str
+    shape: tuple[int, ...]
+    axes: str
+    bytes_per_device: int
+
+
+def placement_table(tree: Any, shardings: Any) -> list[Placement]:
+    """One row for every array of an abstract pytree."""
+
+    def row(path: tuple[Any, ...], leaf: Any, sharding: NamedSharding) -> Placement:
+        cut = sharding.shard_shape(leaf.shape)
+        count = 1
+        for size in cut:
+            count *= size
+        axes = ", ".join(str(axis or "·") for axis in sharding.spec) or "replicated"
+        return Placement(path_name(path), leaf.shape, axes, count * leaf.dtype.itemsize)
+
+    rows = jax.tree_util.tree_map_with_path(row, tree, shardings)
+    return jax.tree.leaves(rows, is_leaf=lambda leaf: isinstance(leaf, Placement))

@@ -1,0 +1,1 @@
+"""Evaluations: one file is one. Each is a frozen dataclass with `run` and `draw`."""

@@ -1,0 +1,100 @@
+"""Pictures of results, for the `report/` of a run."""
+
+import re
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+BLUE, INK, RULE = "#2a6fbb", "#222222", "#d9d9d9"
+
+
+def new_figure(width: float, height: float) -> "Figure":
+    """A figure without a window (matplotlib is imported only when something is drawn)."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def curves(path: Path, lines: Sequence[dict[str, float]], names: Sequence[str], title: str) -> None:
+    """One panel for each of some figures of `metrics.jsonl` over steps."""
+    figure = new_figure(4.6 * min(len(names), 3), 3.4 * -(-len(names) // 3))
+    figure.suptitle(title, color=INK, fontsize=13)
+    for axes, name in zip(_panels(figure, len(names)), names, strict=True):
+        points = [(line["step"], line[name]) for line in lines if name in line]
+        steps, values = zip(*points, strict=True)
+        axes.plot(steps, values, color=BLUE, linewidth=1.6, marker="o" if len(points) < 30 else None, markersize=4)
+        axes.set_title(_readable(name), fontsize=11, color=INK)
+        axes.set_xlabel("step", color=INK)
+        last = f"{values[-1]:.3f}"
+        axes.annotate(last, (steps[-1], values[-1]), xytext=(-4, 7), textcoords="offset points", ha="right", color=INK)
+        axes.margins(y=0.15)
+        axes.grid(color=RULE, linewidth=0.6)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=140)
+
+
+def similarity(path: Path, cosine: np.ndarray, captions: Sequence[str], images: Sequence[np.ndarray]) -> None:
+    """The cosine similarity of captions [T] and images [N] as a matrix [T, N], the images along its top."""
+    rows, columns = cosine.shape
+    figure = new_figure(0.42 * columns + 4.2, 0.42 * rows + 1.9)
+    top, axes = figure.subplots(2, 1, height_ratios=[1, rows], sharex=True)
+    heat = axes.imshow(cosine, cmap="Blues", aspect="auto")
+    for column, image in enumerate(images):
+        inset = top.inset_axes((column - 0.45, 0, 0.9, 1), transform=top.transData)
+        _show(inset, image)
+    top.set_ylim(0, 1)
+    top.axis("off")
+    axes.set_yticks(range(rows), captions, fontsize=9)
+    axes.set_xticks([])
+    best = cosine.argmax(axis=0)
+    axes.scatter(range(columns), best, marker="o", s=22, facecolor="none", edgecolor="#d1495b", linewidth=1.4)
+    axes.set_xlabel("held-out images (circle: the closest caption)", color=INK)
+    figure.colorbar(heat, ax=[top, axes], label="cosine similarity", fraction=0.03, pad=0.02)
+    figure.savefig(path, dpi=140)
+
+
+def nearest(
+    path: Path, queries: Sequence[str], images: Sequence[Sequence[np.ndarray]], cosine: np.ndarray
+) -> None:
+    """One row a query: its nearest images, best first, with their cosine similarities."""
+    columns = max(map(len, images))
+    figure = new_figure(1.15 * columns + 2.6, 1.4 * len(queries))
+    grid = figure.subplots(len(queries), columns + 1, width_ratios=[2.2] + [1] * columns, squeeze=False)
+    for row, query, found, scores in zip(grid, queries, images, cosine, strict=True):
+        words = "\n".join(textwrap.wrap(f"“{query}”", 24))
+        row[0].text(0, 0.5, words, va="center", ha="left", fontsize=10, color=INK, transform=row[0].transAxes)
+        for axes in row:
+            axes.axis("off")
+        for axes, image, score in zip(row[1:], found, scores, strict=False):
+            _show(axes, image)
+            axes.set_title(f"{score:.2f}", fontsize=9, color=INK, pad=3)
+    figure.savefig(path, dpi=140)
+
+
+def _show(axes: "Axes", image: np.ndarray) -> None:
+    grey = image.shape[2] == 1
+    axes.imshow(image[:, :, 0] if grey else image, cmap="gray" if grey else None, vmin=0, vmax=255)
+    axes.set_xticks([])
+    axes.set_yticks([])
+
+
+def _panels(figure: "Figure", count: int) -> list[Any]:
+    columns = min(count, 3)
+    grid = figure.subplots(-(-count // columns), columns, squeeze=False).ravel()
+    for axes in grid[count:]:
+        axes.axis("off")
+    return list(grid[:count])
+
+
+def _readable(name: str) -> str:
+    return re.sub(r"[_/]", " ", name.split("/", 1)[-1])

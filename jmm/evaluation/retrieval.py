@@ -1,0 +1,75 @@
+"""Retrieval: the image for a text, the text for an image, by cosine similarity."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from data_pipelines.pipeline import held_out
+from data_pipelines.protocol import Dataset
+from jmm.errors import UserError
+from jmm.evaluation import pictures
+from jmm.model import Model
+
+
+@dataclass(frozen=True)
+class Retrieval:
+    """Recall on the held-out pairs; images with the same caption are equally right answers to it."""
+
+    ranks: tuple[int, ...] = (1, 5, 10)
+    """Recall at these ranks."""
+    queries: tuple[str, ...] = ()
+    """Texts whose nearest held-out images are drawn; none: the first captions."""
+
+    def run(self, model: Model, data: Dataset) -> dict[str, float]:
+        """retrieval/text_to_image@k and retrieval/image_to_text@k."""
+        image, text, relevant, _ = self._pairs(model, data)
+        cosine = text @ image.T
+        figures = {}
+        for name, scores, right in (("text_to_image", cosine, relevant), ("image_to_text", cosine.T, relevant.T)):
+            for k, recall in zip(self.ranks, recall_at(scores, right, self.ranks), strict=True):
+                figures[f"retrieval/{name}@{k}"] = recall
+        return figures
+
+    def draw(self, model: Model, data: Dataset, folder: Path) -> list[Path]:
+        """The nearest held-out images for a few queries."""
+        image, _, _, captions = self._pairs(model, data)
+        queries = self.queries or tuple(captions[:5])
+        order, cosine = search(model, image, queries, count=8)
+        examples, _ = held_out(data)
+        path = folder / "nearest.png"
+        pictures.nearest(path, queries, [[examples[i]["image"] for i in row] for row in order], cosine)
+        return [path]
+
+    def _pairs(
+        self, model: Model, data: Dataset
+    ) -> tuple[Float[np.ndarray, "N E"], Float[np.ndarray, "T E"], Bool[np.ndarray, "T N"], list[str]]:
+        """Embeddings of the images and of the different captions, and which belong together."""
+        examples, arrays = held_out(data)
+        if "text" not in arrays or "image" not in arrays:
+            raise UserError(f"retrieval needs held-out images with captions; {type(data).__name__} has none")
+        captions = list(dict.fromkeys(example["caption"] for example in examples))
+        image = model.outputs({"image": arrays["image"]}, ["image_embedding"])["image_embedding"]
+        text = model.outputs(model.preprocess(texts=captions), ["text_embedding"])["text_embedding"]
+        relevant = np.array([[example["caption"] == caption for example in examples] for caption in captions])
+        return image, text, relevant, captions
+
+
+def recall_at(
+    scores: Float[np.ndarray, "Q N"], relevant: Bool[np.ndarray, "Q N"], ranks: Sequence[int]
+) -> list[float]:
+    """The share of queries with a right answer among the k best, for each k."""
+    ranked = np.take_along_axis(relevant, np.argsort(-scores, axis=1, kind="stable"), axis=1)
+    return [float(ranked[:, :k].any(axis=1).mean()) for k in ranks]
+
+
+def search(
+    model: Model, image: Float[np.ndarray, "N E"], queries: Sequence[str], count: int
+) -> tuple[Int[np.ndarray, "Q k"], Float[np.ndarray, "Q k"]]:
+    """Indices and cosine similarities of the `count` images nearest to each text, best first."""
+    text = model.outputs(model.preprocess(texts=queries), ["text_embedding"])["text_embedding"]
+    cosine = text @ image.T
+    order = np.argsort(-cosine, axis=1, kind="stable")[:, :count]
+    return order, np.take_along_axis(cosine, order, axis=1)

@@ -1,0 +1,6 @@
+"""The attention core and the formulas that say which token may look at which."""
+
+from jmm.kernels import masks
+from jmm.kernels.attention import attention
+
+__all__ = ["attention", "masks"]

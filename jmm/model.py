@@ -1,0 +1,94 @@
+"""A system with its weights, ready to use."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from data_pipelines.preprocess import Arrays, Preprocess
+from jmm.distributed.mesh import BATCH_AXES
+from jmm.distributed.sharding import batch_sharding, on_mesh, replicated
+from jmm.protocol import ModelConfig, Outputs, Variables, inputs_of
+
+
+@dataclass(frozen=True)
+class Model:
+    """`model(**batch)` runs the jitted forward pass and returns the dict of outputs.
+
+    >>> outputs = model(**model.preprocess(images=[photo], texts=["a photo of the digit seven"]))
+    >>> outputs["image_embedding"] @ outputs["text_embedding"].T
+    """
+
+    config: ModelConfig
+    """The system."""
+    module: nn.Module
+    """Its Linen module."""
+    variables: Variables
+    """Its weights, on the devices of `mesh`."""
+    preprocess: Preprocess
+    """`preprocess(images=…, texts=…)` makes a batch of uint8 pictures [h, w, c] of any sizes and of strings."""
+    mesh: Mesh
+    """Where it runs."""
+    batch_size: int = 64
+    """Rows at a time in `outputs`."""
+    _forward: Any = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        if self._forward is None:
+            forward = jax.jit(partial(_apply, self.module), out_shardings=replicated(self.mesh))
+            object.__setattr__(self, "_forward", forward)
+
+    def with_variables(self, variables: Variables) -> "Model":
+        """The same with other weights; nothing is compiled again."""
+        return replace(self, variables=variables)
+
+    def __call__(self, **batch: Any) -> Outputs:
+        """The outputs for a batch of any size; fields that the system does not read are left out.
+
+        Raises:
+          ValueError: none of the fields is one that the system reads.
+        """
+        inputs = inputs_of(self.module, batch)
+        if not inputs:
+            raise ValueError(f"{type(self.module).__name__} reads none of {', '.join(batch) or 'no fields'}")
+        rows = len(next(iter(inputs.values())))
+        ways = math.prod(self.mesh.shape[axis] for axis in BATCH_AXES)
+        whole = -(-rows // ways) * ways
+        placed = {name: self._place(np.asarray(each), whole) for name, each in inputs.items()}
+        with on_mesh(self.mesh):
+            outputs = self._forward(self.variables, placed)
+        return {name: each[:rows] if each.ndim else each for name, each in outputs.items()}
+
+    def outputs(self, batch: Arrays, names: Sequence[str]) -> Arrays:
+        """Some of the outputs for many rows, `batch_size` at a time, as NumPy arrays."""
+        rows = len(next(iter(batch.values())))
+        parts: dict[str, list[np.ndarray]] = {name: [] for name in names}
+        for start in range(0, rows, self.batch_size):
+            part = {name: each[start : start + self.batch_size] for name, each in batch.items()}
+            count = len(next(iter(part.values())))
+            if rows > self.batch_size:  # fill up the last part too, so that there is one compiled shape
+                part = {name: _fill(each, self.batch_size) for name, each in part.items()}
+            found = self(**part)
+            for name in names:
+                parts[name].append(np.asarray(found[name])[:count])
+        return {name: np.concatenate(each) for name, each in parts.items()}
+
+    def _place(self, array: np.ndarray, rows: int) -> jax.Array:
+        # Every process holds all rows and gives its devices theirs.
+        array = _fill(array, rows)
+        return jax.make_array_from_callback(array.shape, batch_sharding(self.mesh), lambda index: array[index])
+
+
+def _apply(module: nn.Module, variables: Variables, batch: dict[str, jax.Array]) -> Any:
+    return module.apply(variables, **batch)
+
+
+def _fill(array: np.ndarray, rows: int) -> np.ndarray:
+    """Repeats the last row up to `rows`: its outputs are thrown away."""
+    return np.concatenate([array, np.repeat(array[-1:], rows - len(array), axis=0)]) if len(array) < rows else array

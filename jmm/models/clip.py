@@ -1,0 +1,183 @@
+"""CLIP (Radford et al. 2021, Learning Transferable Visual Models From Natural Language Supervision).
+
+    image [B,H,W,C] ─► ViT ────────────────► pool ─► projection ─► unit vector   image_embedding [B,E] ─┐
+                                                                                                        ├─► scale · cosine
+    text [B,L] ─► embed + positions ─► causal encoder ─► end of text ─► projection ─► unit vector ──────┘
+                                                                                 text_embedding [B,E]
+
+With `objective="sigmoid"` the same two towers learn by the loss of SigLIP (Zhai et al. 2023).
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float, Int
+
+from jmm.kernels import masks
+from jmm.models.vit import ImageEncoder, ImageTower
+from jmm.objectives.contrastive import sigmoid_contrastive, softmax_contrastive
+from jmm.parts.pooling import last_token
+from jmm.parts.positions import LearnedPositions
+from jmm.parts.transformer import Transformer, TransformerConfig
+from jmm.protocol import Batch, Loss, Outputs, Variables
+
+MAX_LOGIT_SCALE = math.log(100)
+"""Section 2.5: the temperature is kept from scaling the logits by more than 100."""
+
+
+@dataclass(frozen=True)
+class TextTower:
+    """The encoder of texts: causal, pooled at the end of the text."""
+
+    encoder: TransformerConfig
+    """The transformer."""
+    vocab_size: int = 49_408
+    """Size of the vocabulary."""
+    context_length: int = 77
+    """The longest text in tokens, marks of begin and end included."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """Two towers and the space they share."""
+
+    image: ImageTower
+    """The image encoder."""
+    text: TextTower
+    """The text encoder."""
+    embed_dim: int = 512
+    """Width of the shared space."""
+    objective: Literal["softmax", "sigmoid"] = "softmax"
+    """CLIP's symmetric softmax over the batch, or SigLIP's sigmoid over pairs."""
+
+    def build(self, dtype: DTypeLike = jnp.float32) -> "CLIP":
+        """The module, computing in `dtype`."""
+        return CLIP(self, dtype)
+
+    def batch_spec(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
+        """image float32 [B,H,W,C], text int32 [B,L], text_mask bool [B,L]."""
+        tokens = (batch_size, self.text.context_length)
+        return {
+            "image": jax.ShapeDtypeStruct((batch_size, *self.image.image_size, self.image.channels), jnp.float32),
+            "text": jax.ShapeDtypeStruct(tokens, jnp.int32),
+            "text_mask": jax.ShapeDtypeStruct(tokens, jnp.bool_),
+        }
+
+    def loss(self, module: nn.Module, variables: Variables, batch: Batch, rngs: Mapping[str, jax.Array]) -> Loss:
+        """The contrastive loss over the whole batch, across all devices."""
+        inputs = {name: batch[name] for name in ("image", "text", "text_mask")}
+        out = module.apply(variables, **inputs, train=True, rngs=rngs)
+        image, text, scale = out["image_embedding"], out["text_embedding"], out["logit_scale"]
+        if self.objective == "softmax":
+            value = softmax_contrastive(image, text, scale)
+        else:
+            value = sigmoid_contrastive(image, text, scale, out["logit_bias"])
+        return Loss(value, {"loss": value, "logit_scale": scale}, {})
+
+
+class TextEncoder(nn.Module):
+    """text [B,L] → every token after the final norm [B,L,D] and the token at the end of the text [B,D]."""
+
+    config: TextTower
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, text: Int[Array, "B L"], text_mask: Bool[Array, "B L"], train: bool = False
+    ) -> tuple[Float[Array, "B L D"], Float[Array, "B D"]]:
+        cfg = self.config
+        init = nn.initializers.normal(0.02)
+        embed = nn.Embed(
+            cfg.vocab_size, cfg.encoder.width, embedding_init=init, dtype=self.dtype, name="embedding"
+        )
+        x = LearnedPositions(cfg.context_length, self.dtype, name="positions")(embed(text))
+        # What stands after the end of the text is never seen, so the mask needs no word about padding.
+        x = Transformer(cfg.encoder, self.dtype, name="encoder")(x, mask=masks.causal(), train=train)
+        return x, last_token(x, text_mask)
+
+
+class CLIP(nn.Module):
+    """Both towers; each runs only if its modality is given."""
+
+    config: Config
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self,
+        *,
+        image: Float[Array, "B H W C"] | None = None,
+        text: Int[Array, "B L"] | None = None,
+        text_mask: Bool[Array, "B L"] | None = None,
+        train: bool = False,
+    ) -> Outputs:
+        """Gives image_embedding, text_embedding [B,E] (unit length), image_features [B,N,D], text_features
+        [B,L,D], logit_scale and, for the sigmoid objective, logit_bias."""
+        outputs: Outputs = {}
+        if image is not None:
+            features, pooled = ImageEncoder(self.config.image, self.dtype, name="image")(image, train)
+            outputs |= {"image_features": features, "image_embedding": self._project(pooled, "image_projection")}
+        if text is not None and text_mask is not None:
+            features, pooled = TextEncoder(self.config.text, self.dtype, name="text")(text, text_mask, train)
+            outputs |= {"text_features": features, "text_embedding": self._project(pooled, "text_projection")}
+        return outputs | self._temperature()
+
+    def _project(self, pooled: Float[Array, "B D"], name: str) -> Float[Array, "B E"]:
+        projection = nn.Dense(self.config.embed_dim, use_bias=False, dtype=self.dtype, name=name)
+        embedding = projection(pooled).astype(jnp.float32)
+        return embedding / jnp.linalg.norm(embedding, axis=-1, keepdims=True)
+
+    def _temperature(self) -> Outputs:
+        """exp of the learned log-scale, and SigLIP's bias, at their papers' starting values."""
+        sigmoid = self.config.objective == "sigmoid"
+        start = math.log(10) if sigmoid else math.log(1 / 0.07)
+        log_scale = self.param("logit_scale", nn.initializers.constant(start), (), jnp.float32)
+        outputs = {"logit_scale": jnp.exp(jnp.minimum(log_scale, MAX_LOGIT_SCALE))}
+        if sigmoid:
+            outputs["logit_bias"] = self.param("logit_bias", nn.initializers.constant(-10.0), (), jnp.float32)
+        return outputs
+
+
+def clip_vit(vision: ImageTower, width: int, embed_dim: int) -> Config:
+    """A CLIP with one of the paper's text encoders: 12 layers, 64-wide heads, quick-GELU."""
+    encoder = TransformerConfig(
+        width, 12, width // 64, 4 * width, activation="quick_gelu", norm_eps=1e-5
+    )
+    return Config(vision, TextTower(encoder), embed_dim)
+
+
+def vision_tower(width: int, depth: int, num_heads: int, patch_size: int, image_size: int = 224) -> ImageTower:
+    """The paper's ViT: no bias in the patches, a norm before the first block, quick-GELU."""
+    encoder = TransformerConfig(
+        width, depth, num_heads, 4 * width, activation="quick_gelu", norm_eps=1e-5
+    )
+    return ImageTower(encoder, (image_size, image_size), patch_size, patch_bias=False, pre_norm=True)
+
+
+def clip_b32() -> Config:
+    """ViT-B/32 (table 20): 151.3 M parameters."""
+    return clip_vit(vision_tower(768, 12, 12, 32), 512, 512)
+
+
+def clip_b16() -> Config:
+    """ViT-B/16 (table 20): 149.6 M parameters."""
+    return clip_vit(vision_tower(768, 12, 12, 16), 512, 512)
+
+
+def clip_l14(image_size: int = 224) -> Config:
+    """ViT-L/14 (table 20): 427.6 M parameters; 427.9 M at 336 px."""
+    return clip_vit(vision_tower(1024, 24, 16, 14, image_size), 768, 768)
+
+
+VARIANTS = {
+    "clip_b32": clip_b32(),
+    "clip_b16": clip_b16(),
+    "clip_l14": clip_l14(),
+    "clip_l14_336": clip_l14(336),
+}

@@ -1,0 +1,169 @@
+"""Vision Transformer (Dosovitskiy et al. 2021, An Image is Worth 16×16 Words).
+
+    image [B,H,W,C] ─► patches [B,h,w,D] ─► + class token, + positions ─► encoder ─► image_features [B,N,D]
+                                                                                         │ pool
+                                                             logits [B,V] ◄── head ◄── image_pooled [B,D]
+
+The image encoder stands apart from the classifier, because CLIP and others are built on it.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from jmm.objectives.classification import classification
+from jmm.parts import pooling
+from jmm.parts.embeddings import PatchEmbedding
+from jmm.parts.norms import make_norm
+from jmm.parts.positions import LearnedPositions2D, sincos_2d
+from jmm.parts.transformer import Transformer, TransformerConfig
+from jmm.protocol import Batch, Loss, Outputs, Variables
+
+
+@dataclass(frozen=True)
+class ImageTower:
+    """The encoder of images."""
+
+    encoder: TransformerConfig
+    """The transformer."""
+    image_size: tuple[int, int] = (224, 224)
+    """Height and width of the images the positions are learned for; others are interpolated."""
+    patch_size: int = 16
+    """Side of a patch."""
+    channels: int = 3
+    """Channels of the images."""
+    positions: Literal["learned", "sincos"] = "learned"
+    """Learned table, or fixed 2-D sine–cosine."""
+    pool: Literal["class", "mean", "attention"] = "class"
+    """How the tokens become one vector; `class` adds a class token."""
+    patch_bias: bool = True
+    """A bias in the patch projection."""
+    pre_norm: bool = False
+    """A norm on the embedded tokens before the first block (CLIP)."""
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of patches."""
+        return self.image_size[0] // self.patch_size, self.image_size[1] // self.patch_size
+
+
+class ImageEncoder(nn.Module):
+    """image [B,H,W,C] → every token after the final norm [B,N,D] and the pooled vector [B,D]."""
+
+    config: ImageTower
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, image: Float[Array, "B H W C"], train: bool = False
+    ) -> tuple[Float[Array, "B N D"], Float[Array, "B D"]]:
+        cfg = self.config
+        width = cfg.encoder.width
+        patches = PatchEmbedding(width, cfg.patch_size, cfg.patch_bias, self.dtype, name="patches")(image)
+        batch, *grid, _ = patches.shape
+        x = patches.reshape(batch, -1, width)
+        prefix = int(cfg.pool == "class")
+        if prefix:
+            token = self.param("class_token", nn.initializers.normal(0.02), (1, 1, width), jnp.float32)
+            x = jnp.concatenate([jnp.broadcast_to(token, (batch, 1, width)).astype(x.dtype), x], axis=1)
+        if cfg.positions == "learned":
+            positions = LearnedPositions2D(cfg.grid, prefix, self.dtype, name="positions")
+            x = positions(x, (grid[0], grid[1]))
+        else:
+            x = x.at[:, prefix:].add(sincos_2d((grid[0], grid[1]), width).astype(self.dtype))
+        if cfg.pre_norm:
+            x = make_norm(cfg.encoder.norm, cfg.encoder.norm_eps, self.dtype, "pre_norm")(x)
+        x = Transformer(cfg.encoder, self.dtype, name="encoder")(x, train=train)
+        return x, self._pool(x)
+
+    def _pool(self, x: Float[Array, "B N D"]) -> Float[Array, "B D"]:
+        encoder = self.config.encoder
+        if self.config.pool == "class":
+            return pooling.first_token(x)
+        if self.config.pool == "mean":
+            return pooling.mean_token(x)
+        return pooling.AttentionPooling(
+            encoder.num_heads, encoder.mlp_dim, encoder.activation, encoder.norm_eps, self.dtype, name="pool"
+        )(x)
+
+
+@dataclass(frozen=True)
+class Config:
+    """A ViT with a classification head."""
+
+    image: ImageTower
+    """The image encoder."""
+    num_classes: int = 1000
+    """Classes of the head."""
+    label_smoothing: float = 0.0
+    """Share of the target spread over all classes."""
+
+    def build(self, dtype: DTypeLike = jnp.float32) -> "ViT":
+        """The module, computing in `dtype`."""
+        return ViT(self, dtype)
+
+    def batch_spec(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
+        """image float32 [B,H,W,C], label int32 [B]."""
+        return {
+            "image": jax.ShapeDtypeStruct((batch_size, *self.image.image_size, self.image.channels), jnp.float32),
+            "label": jax.ShapeDtypeStruct((batch_size,), jnp.int32),
+        }
+
+    def loss(self, module: nn.Module, variables: Variables, batch: Batch, rngs: Mapping[str, jax.Array]) -> Loss:
+        """Cross-entropy of the classes."""
+        outputs = module.apply(variables, image=batch["image"], train=True, rngs=rngs)
+        value = classification(outputs["logits"], batch["label"], self.label_smoothing)
+        accuracy = jnp.mean(jnp.argmax(outputs["logits"], axis=-1) == batch["label"])
+        return Loss(value, {"loss": value, "accuracy": accuracy}, {})
+
+
+class ViT(nn.Module):
+    """The image encoder and a linear head."""
+
+    config: Config
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, *, image: Float[Array, "B H W C"], train: bool = False) -> Outputs:
+        """Gives image_features [B,N,D], image_pooled [B,D] and logits [B,V]."""
+        features, pooled = ImageEncoder(self.config.image, self.dtype, name="image")(image, train)
+        head = nn.Dense(self.config.num_classes, dtype=self.dtype, kernel_init=nn.initializers.zeros, name="head")
+        return {"image_features": features, "image_pooled": pooled, "logits": head(pooled)}
+
+
+def vit(
+    width: int, depth: int, num_heads: int, mlp_dim: int, patch_size: int, image_size: int = 224, num_classes: int = 1000
+) -> Config:
+    """A square ViT in the paper's form: class token, learned positions, exact GELU."""
+    encoder = TransformerConfig(width, depth, num_heads, mlp_dim)
+    return Config(ImageTower(encoder, (image_size, image_size), patch_size), num_classes)
+
+
+def vit_b(patch_size: int, image_size: int = 224, num_classes: int = 1000) -> Config:
+    """ViT-Base (table 1): 12 layers, width 768, 12 heads; B/16 has 86.6 M parameters."""
+    return vit(768, 12, 12, 3072, patch_size, image_size, num_classes)
+
+
+def vit_l(patch_size: int, image_size: int = 224, num_classes: int = 1000) -> Config:
+    """ViT-Large (table 1): 24 layers, width 1024, 16 heads; L/16 has 304.3 M parameters, L/32 306.5 M."""
+    return vit(1024, 24, 16, 4096, patch_size, image_size, num_classes)
+
+
+def vit_h(patch_size: int = 14, image_size: int = 224, num_classes: int = 1000) -> Config:
+    """ViT-Huge (table 1): 32 layers, width 1280, 16 heads; H/14 has 632.0 M parameters."""
+    return vit(1280, 32, 16, 5120, patch_size, image_size, num_classes)
+
+
+VARIANTS = {
+    "vit_b32": vit_b(32),
+    "vit_b16": vit_b(16),
+    "vit_l32": vit_l(32),
+    "vit_l16": vit_l(16),
+    "vit_h14": vit_h(14),
+}

@@ -1,0 +1,70 @@
+"""Multi-head attention: self, cross and grouped-query use of the one attention core."""
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int
+
+from jmm.kernels import attention
+from jmm.kernels.masks import Mask
+from jmm.parts.positions import rotary
+
+
+class MultiHeadAttention(nn.Module):
+    """Queries from `x`, keys and values from `context` (`x` itself unless given), joined by the attention core.
+
+    `num_kv_heads` below `num_heads` shares each key head among a group of query heads (Ainslie et al. 2023).
+    `rotary_base` turns queries and keys by their positions before they meet.
+    """
+
+    num_heads: int
+    num_kv_heads: int | None = None
+    head_dim: int | None = None
+    use_bias: bool = True
+    rotary_base: float | None = None
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "B Q D"],
+        context: Float[Array, "B K E"] | None = None,
+        *,
+        mask: Mask | None = None,
+        bias: Float[Array, "#B #H Q K"] | None = None,
+        positions: Int[Array, "#B Q"] | None = None,
+    ) -> Float[Array, "B Q D"]:
+        """Raises ValueError for a width that does not divide into the heads."""
+        width = x.shape[-1]
+        if self.head_dim is None and width % self.num_heads:
+            raise ValueError(f"a width of {width} does not divide into {self.num_heads} heads")
+        head_dim = self.head_dim or width // self.num_heads
+        num_kv_heads = self.num_kv_heads or self.num_heads
+        context = x if context is None else context
+
+        q = self._project(self.num_heads, head_dim, "query")(x)
+        k = self._project(num_kv_heads, head_dim, "key")(context)
+        v = self._project(num_kv_heads, head_dim, "value")(context)
+        if self.rotary_base is not None:
+            if positions is None:
+                positions = jnp.arange(x.shape[1])[None]
+            q, k = (rotary(each, positions, self.rotary_base) for each in (q, k))
+        q = nn.with_logical_constraint(q, ("batch", "length", "heads", "head_dim"))
+        attended = attention(q, k, v, mask=mask, bias=bias)
+        return nn.DenseGeneral(
+            width,
+            axis=(-2, -1),
+            use_bias=self.use_bias,
+            dtype=self.dtype,
+            kernel_init=nn.initializers.xavier_uniform(),
+            name="out",
+        )(attended)
+
+    def _project(self, heads: int, head_dim: int, name: str) -> nn.Module:
+        return nn.DenseGeneral(
+            (heads, head_dim),
+            use_bias=self.use_bias,
+            dtype=self.dtype,
+            kernel_init=nn.initializers.xavier_uniform(),
+            name=name,
+        )

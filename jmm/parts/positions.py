@@ -1,0 +1,107 @@
+"""Where a token stands: learned tables, fixed sine–cosine grids, rotary phases, and tables for a new grid."""
+
+import flax.linen as nn
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int
+
+Grid = tuple[int, int]
+
+
+class LearnedPositions(nn.Module):
+    """A table of learned position vectors for a sequence; a shorter one reads the table's beginning."""
+
+    length: int
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, tokens: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
+        """Raises ValueError for a sequence longer than the table."""
+        length, width = tokens.shape[1:]
+        if length > self.length:
+            raise ValueError(f"a sequence of {length} tokens is longer than the {self.length} learned positions")
+        table = self.param("table", nn.initializers.normal(0.02), (self.length, width), jnp.float32)
+        return tokens + table[:length].astype(self.dtype)
+
+
+class LearnedPositions2D(nn.Module):
+    """A table of learned position vectors for a grid of image tokens.
+
+    The first `prefix` entries belong to tokens that stand before the grid (a class token). An image of another
+    size gets the table interpolated in two dimensions (Dosovitskiy et al. 2021, section 3.2).
+    """
+
+    grid: Grid
+    prefix: int = 0
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, tokens: Float[Array, "B N D"], grid: Grid) -> Float[Array, "B N D"]:
+        shape = (self.prefix + self.grid[0] * self.grid[1], tokens.shape[-1])
+        table = self.param("table", nn.initializers.normal(0.02), shape, jnp.float32)
+        if grid != self.grid:
+            table = resize_positions(table, self.grid, grid, self.prefix)
+        return tokens + table.astype(self.dtype)
+
+
+def resize_positions(table: Float[Array, "N D"], old: Grid, new: Grid, prefix: int = 0) -> Float[Array, "M D"]:
+    """Interpolates a table of positions from the grid `old` to the grid `new`, cubic in both directions; the
+    first `prefix` entries are kept as they are."""
+    first, grid = table[:prefix], table[prefix:].reshape(*old, -1)
+    rows, columns = cubic_resize_matrix(old[0], new[0]), cubic_resize_matrix(old[1], new[1])
+    resized = jnp.einsum("ih,jw,hwd->ijd", rows, columns, grid)
+    return jnp.concatenate([first, resized.reshape(new[0] * new[1], -1)])
+
+
+def cubic_resize_matrix(old: int, new: int) -> Float[np.ndarray, "{new} {old}"]:
+    """The matrix that resamples `old` points to `new` by cubic convolution (Keys 1981) with a = −0.75.
+
+    Pixel centres are aligned (x_old = (x_new + ½)·old/new − ½) and borders repeated: the convention with which
+    published vision transformers were fine-tuned at new resolutions.
+    """
+    a = -0.75
+    centre = (np.arange(new) + 0.5) * old / new - 0.5
+    left = np.floor(centre).astype(int)
+    matrix = np.zeros((new, old))
+    for tap in range(-1, 3):
+        x = np.abs(centre - (left + tap))
+        near = (a + 2) * x**3 - (a + 3) * x**2 + 1
+        far = a * x**3 - 5 * a * x**2 + 8 * a * x - 4 * a
+        weight = np.where(x <= 1, near, np.where(x < 2, far, 0.0))
+        np.add.at(matrix, (np.arange(new), np.clip(left + tap, 0, old - 1)), weight)
+    return matrix.astype(np.float32)
+
+
+def sincos_2d(grid: Grid, width: int, temperature: float = 10_000.0) -> Float[np.ndarray, "N {width}"]:
+    """Fixed 2-D sine–cosine positions (Chen et al. 2021, MoCo v3, section 4.2): [sin x, cos x, sin y, cos y].
+
+    Raises:
+      ValueError: a width that does not divide by 4.
+    """
+    if width % 4:
+        raise ValueError(f"sine–cosine positions need a width that divides by 4, not {width}")
+    y, x = np.mgrid[: grid[0], : grid[1]].reshape(2, -1, 1).astype(np.float64)
+    frequency = temperature ** -(np.arange(width // 4) / (width // 4))
+    phases = [np.sin(x * frequency), np.cos(x * frequency), np.sin(y * frequency), np.cos(y * frequency)]
+    return np.concatenate(phases, axis=1).astype(np.float32)
+
+
+def rotary(
+    x: Float[Array, "B L K D"], positions: Int[Array, "#B L"], base: float = 10_000.0
+) -> Float[Array, "B L K D"]:
+    """Rotary positions (Su et al. 2021, section 3.2.2), the two halves of each head forming the planes.
+
+    Plane i of a head of width D turns by position · base^(−2i/D). Angles and the turn are in float32.
+
+    Raises:
+      ValueError: an odd head width.
+    """
+    width = x.shape[-1]
+    if width % 2:
+        raise ValueError(f"rotary positions need an even head width, not {width}")
+    frequency = base ** -(np.arange(0, width, 2, dtype=np.float64) / width)
+    angle = positions[..., None].astype(jnp.float32) * frequency.astype(np.float32)
+    sin, cos = jnp.sin(angle)[:, :, None, :], jnp.cos(angle)[:, :, None, :]
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)

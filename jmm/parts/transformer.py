@@ -1,0 +1,140 @@
+"""The transformer block and the stack of them."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int
+
+from jmm.kernels.masks import Mask
+from jmm.parts.attention import MultiHeadAttention
+from jmm.parts.feed_forward import Activation, FeedForward
+from jmm.parts.norms import NormKind, make_norm
+
+REMAT_POLICIES = {
+    "full": jax.checkpoint_policies.nothing_saveable,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+
+
+@dataclass(frozen=True)
+class TransformerConfig:
+    """A stack of identical blocks."""
+
+    width: int
+    """Width D of the residual stream."""
+    depth: int
+    """Number of blocks."""
+    num_heads: int
+    """Query heads."""
+    mlp_dim: int
+    """Hidden width of the feed-forward."""
+    num_kv_heads: int | None = None
+    """Key and value heads; fewer than `num_heads` for grouped-query attention. None: as many."""
+    activation: Activation = "gelu"
+    """Of the feed-forward; `gelu` is exact, `gelu_tanh` its tanh approximation."""
+    gated: bool = False
+    """Gated feed-forward; with `silu` this is SwiGLU."""
+    norm: NormKind = "layer"
+    """LayerNorm or RMSNorm."""
+    norm_order: Literal["pre", "post"] = "pre"
+    """Norm before each sub-layer and once at the end (pre), or after each residual sum (post)."""
+    norm_eps: float = 1e-6
+    """Added to the variance."""
+    use_bias: bool = True
+    """Biases in projections."""
+    rotary_base: float | None = None
+    """Base of the rotary position frequencies; None for none."""
+    cross_attention: bool = False
+    """A cross-attention sub-layer over `context` between self-attention and feed-forward."""
+    dropout: float = 0.0
+    """Rate at which each sub-layer's output is dropped in training."""
+    scan: bool = True
+    """Run the stack as one scanned block (compile time does not grow with depth) or unrolled (a step is 13–31%
+    faster on a CPU). The parameters are the same either way."""
+    remat: Literal["none", "dots", "full"] = "none"
+    """What the backward pass recomputes: nothing, all but matrix products, or the whole block."""
+
+
+class Block(nn.Module):
+    """Self-attention, optional cross-attention, feed-forward, each around a residual.
+
+    x ─► norm ─► attention ─► + ─► norm ─► cross-attention ─► + ─► norm ─► feed-forward ─► +      (pre-norm)
+    """
+
+    config: TransformerConfig
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "B L D"],
+        *,
+        mask: Mask | None = None,
+        bias: Float[Array, "#B #H L L"] | None = None,
+        context: Float[Array, "B M E"] | None = None,
+        context_mask: Mask | None = None,
+        positions: Int[Array, "#B L"] | None = None,
+        train: bool = False,
+    ) -> Float[Array, "B L D"]:
+        cfg = self.config
+        x = nn.with_logical_constraint(x, ("batch", "length", "embed"))
+
+        def attend(base: float | None, name: str) -> MultiHeadAttention:
+            kv_heads, dtype = cfg.num_kv_heads, self.dtype
+            return MultiHeadAttention(
+                cfg.num_heads, kv_heads, use_bias=cfg.use_bias, rotary_base=base, dtype=dtype, name=name
+            )
+
+        attention = attend(cfg.rotary_base, "attention")
+        x = self._residual(
+            x, lambda h: attention(h, mask=mask, bias=bias, positions=positions), "attention_norm", train
+        )
+        if cfg.cross_attention:
+            cross = attend(None, "cross_attention")
+            x = self._residual(x, lambda h: cross(h, context, mask=context_mask), "cross_attention_norm", train)
+        mlp = FeedForward(cfg.mlp_dim, cfg.activation, cfg.gated, cfg.use_bias, self.dtype, name="mlp")
+        return self._residual(x, mlp, "mlp_norm", train)
+
+    def _residual(
+        self, x: jax.Array, sublayer: Callable[[jax.Array], jax.Array], norm_name: str, train: bool
+    ) -> jax.Array:
+        cfg = self.config
+        norm = make_norm(cfg.norm, cfg.norm_eps, self.dtype, norm_name)
+        drop = nn.Dropout(cfg.dropout, deterministic=not train)
+        if cfg.norm_order == "pre":
+            return x + drop(sublayer(norm(x)))
+        return norm(x + drop(sublayer(x)))
+
+
+class Transformer(nn.Module):
+    """`depth` blocks whose parameters are stacked on a leading axis, and the final norm of a pre-norm stack."""
+
+    config: TransformerConfig
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B L D"], *, train: bool = False, **inputs: Any) -> Float[Array, "B L D"]:
+        """`inputs` are those of `Block` (mask, bias, context, context_mask, positions)."""
+        cfg = self.config
+
+        def layer(block: Block, x: jax.Array, _: None) -> tuple[jax.Array, None]:
+            return block(x, train=train, **inputs), None
+
+        if cfg.remat != "none":
+            layer = nn.remat(layer, policy=REMAT_POLICIES[cfg.remat], prevent_cse=not cfg.scan)
+        stack = nn.scan(
+            layer,
+            variable_axes={"params": 0},
+            split_rngs={"params": True, "dropout": True},
+            length=cfg.depth,
+            unroll=1 if cfg.scan else cfg.depth,
+        )
+        x, _ = stack(Block(cfg, self.dtype, name="blocks"), x, None)
+        if cfg.norm_order == "pre":
+            x = make_norm(cfg.norm, cfg.norm_eps, self.dtype, "norm")(x)
+        return x

@@ -1,0 +1,56 @@
+"""The small protocol between a system and the common loop.
+
+A system is a frozen config that builds its module, says what a batch holds and gives its loss. Nothing in
+`jmm/training` knows more about a model than this file says.
+"""
+
+import inspect
+from collections.abc import Mapping
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import flax.linen as nn
+import jax
+from jax.typing import DTypeLike
+
+Batch = Mapping[str, jax.Array]
+"""A flat dict: image, text, text_mask, label … (the names and shapes are the same for every system)."""
+
+Outputs = dict[str, jax.Array]
+"""A flat dict: image_embedding, text_embedding, image_features, text_features, logits …"""
+
+Variables = Mapping[str, Any]
+"""Linen collections: `params`, whatever else the module declares, and `average` (the moving average of the
+parameters) where the experiment keeps one, so that a loss can use it as a teacher."""
+
+
+class Loss(NamedTuple):
+    """What a loss returns: the scalar to minimise, scalars to report, and new values of mutable collections."""
+
+    value: jax.Array
+    metrics: dict[str, jax.Array]
+    updates: Variables
+
+
+@runtime_checkable
+class ModelConfig(Protocol):
+    """A frozen dataclass that describes one system completely."""
+
+    def build(self, dtype: DTypeLike) -> nn.Module:
+        """The Linen module; parameters are float32, `dtype` is the type it computes in."""
+        ...
+
+    def batch_spec(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
+        """Names, shapes and types of the arrays that `init` and `loss` read."""
+        ...
+
+    def loss(
+        self, module: nn.Module, variables: Variables, batch: Batch, rngs: Mapping[str, jax.Array]
+    ) -> Loss:
+        """The training loss of one batch; a pure function of its arguments."""
+        ...
+
+
+def inputs_of(module: nn.Module, batch: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a batch that the module's call names (a label is for the loss alone)."""
+    named = inspect.signature(type(module).__call__).parameters
+    return {name: value for name, value in batch.items() if name in named}

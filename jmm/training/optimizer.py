@@ -1,0 +1,82 @@
+"""AdamW with schedule, clipping and decay mask from the experiment; freezing by path."""
+
+import re
+from typing import Any
+
+import jax
+import optax
+
+from jmm.distributed.sharding import path_name
+from jmm.errors import UserError
+from jmm.experiment import Optimizer
+
+
+def make_schedule(config: Optimizer, steps: int) -> optax.Schedule:
+    """Linear warm-up from 0, then constant, linear or cosine to `final_fraction` of the rate at the last step.
+
+    Raises:
+      UserError: a warm-up longer than the run.
+    """
+    peak, warmup = config.learning_rate, config.warmup_steps
+    if warmup > steps:
+        raise UserError(f"optimizer.warmup_steps {warmup} is longer than the run of {steps} steps")
+    left = max(steps - warmup, 1)
+    after = {
+        "constant": optax.constant_schedule(peak),
+        "linear": optax.linear_schedule(peak, peak * config.final_fraction, left),
+        "cosine": optax.cosine_decay_schedule(peak, left, config.final_fraction),
+    }[config.schedule]
+    if not warmup:
+        return after
+    return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), after], [warmup])
+
+
+def make_optimizer(config: Optimizer, steps: int) -> optax.GradientTransformation:
+    """Clip, AdamW, schedule. Its state mirrors the trainable parameters."""
+
+    def decays(params: Any) -> Any:
+        return matches(params, config.decay)
+
+    adamw = optax.adamw(
+        make_schedule(config, steps),
+        b1=config.b1,
+        b2=config.b2,
+        eps=config.eps,
+        weight_decay=config.weight_decay,
+        mask=decays,
+    )
+    return adamw if config.clip_norm is None else optax.chain(optax.clip_by_global_norm(config.clip_norm), adamw)
+
+
+def matches(params: Any, patterns: tuple[str, ...]) -> Any:
+    """A pytree of bools: true where one of the patterns is found in the parameter's path."""
+
+    def found(path: tuple[Any, ...], _: Any) -> bool:
+        return any(re.search(pattern, path_name(path)) for pattern in patterns)
+
+    return jax.tree_util.tree_map_with_path(found, params)
+
+
+def check_patterns(params: Any, field: str, patterns: tuple[str, ...]) -> None:
+    """Raises UserError for a pattern that is no regular expression or is found in no path."""
+    paths = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+    for pattern in patterns:
+        try:
+            hit = any(re.search(pattern, path) for path in paths)
+        except re.error as error:
+            raise UserError(f"{field}: {pattern!r} is no regular expression ({error})") from error
+        if not hit:
+            raise UserError(f"{field}: {pattern!r} matches no parameter; there are {paths[0]}, {paths[-1]} …")
+
+
+def split(params: Any, freeze: tuple[str, ...]) -> tuple[Any, Any]:
+    """(trainable, frozen): two trees of the same structure, each with None where the other has an array."""
+    frozen = matches(params, freeze)
+    keep = jax.tree.map(lambda p, f: None if f else p, params, frozen)
+    rest = jax.tree.map(lambda p, f: p if f else None, params, frozen)
+    return keep, rest
+
+
+def merge(trainable: Any, frozen: Any) -> Any:
+    """Undoes `split`."""
+    return jax.tree.map(lambda a, b: b if a is None else a, trainable, frozen, is_leaf=lambda x: x is None)

@@ -1,0 +1,127 @@
+"""The folder of one run: whose it is, and the experiment it holds."""
+
+import dataclasses
+import importlib
+import json
+from pathlib import Path
+from typing import Any
+
+from jmm.distributed.processes import is_first
+from jmm.errors import UserError
+from jmm.experiment import Experiment
+
+EXPERIMENT_FILE = "experiment.json"
+KIND = "_kind"
+
+MAY_CHANGE = ("mesh", "checkpoint", "evaluations", "evaluate_every", "log_every", "data_threads")
+"""Fields that do not change what is learnt; a run may go on with others."""
+
+PACKAGES = ("jmm", "data_pipelines")
+"""Only dataclasses of these packages are made from a file."""
+
+
+def claim(workdir: Path, experiment: Experiment) -> None:
+    """Makes the folder this experiment's own, or checks that it is.
+
+    Raises:
+      UserError: it cannot be written, or belongs to an experiment that differs, naming the fields.
+    """
+    path = workdir / EXPERIMENT_FILE
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        if path.exists():
+            check_same(workdir, read_json(workdir), to_json(experiment))
+        elif (workdir / "checkpoints").exists():
+            raise UserError(f"{workdir} holds checkpoints but no {EXPERIMENT_FILE}; choose another --workdir")
+        if is_first():
+            beside = path.with_suffix(".tmp")
+            beside.write_text(json.dumps(to_json(experiment), indent=2) + "\n", encoding="utf-8")
+            beside.rename(path)
+    except OSError as error:
+        raise UserError(f"cannot write to the workdir {workdir}: {error.strerror or error}") from error
+
+
+def check_same(workdir: Path, old: Any, new: Any) -> None:
+    """Raises UserError that shows the fields in which two experiments differ, if they do."""
+    differing = [
+        f"{name} was {before!r}, now {now!r}"
+        for name, before, now in differences(old, new)
+        if name.split(".")[0] not in MAY_CHANGE
+    ]
+    if differing:
+        raise UserError(
+            f"{workdir} belongs to another experiment ({'; '.join(differing)}); choose another --workdir, or these values"
+        )
+
+
+def differences(old: Any, new: Any, prefix: str = "") -> list[tuple[str, Any, Any]]:
+    """(dotted name, old value, new value) of every field in which two JSON values differ."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        names = list(dict.fromkeys([*old, *new]))
+        return [
+            difference
+            for name in names
+            for difference in differences(old.get(name), new.get(name), f"{prefix}.{name}" if prefix else name)
+        ]
+    return [] if old == new else [(prefix, old, new)]
+
+
+def to_json(value: Any) -> Any:
+    """A tree of dataclasses as JSON values, each with its kind (module:class)."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        kind = f"{type(value).__module__}:{type(value).__qualname__}"
+        fields = {f.name: to_json(getattr(value, f.name)) for f in dataclasses.fields(value) if f.init}
+        return {KIND: kind, **fields}
+    if isinstance(value, tuple | list):
+        return [to_json(item) for item in value]
+    if isinstance(value, dict):
+        return {str(key): to_json(item) for key, item in value.items()}
+    return value
+
+
+def from_json(value: Any, where: str) -> Any:
+    """Undoes `to_json`; lists become tuples.
+
+    Raises:
+      UserError: a kind that is none of ours, or fields that it does not have.
+    """
+    if isinstance(value, list):
+        return tuple(from_json(item, where) for item in value)
+    if not isinstance(value, dict):
+        return value
+    fields = {name: from_json(item, f"{where}.{name}") for name, item in value.items() if name != KIND}
+    if KIND not in value:
+        return fields
+    module, _, name = value[KIND].partition(":")
+    if module.split(".")[0] not in PACKAGES:
+        raise UserError(f"{where} is a {value[KIND]}; only kinds of {' and '.join(PACKAGES)} can be read back")
+    try:
+        kind = getattr(importlib.import_module(module), name)
+        if not dataclasses.is_dataclass(kind):
+            raise TypeError(f"{name} is no dataclass")
+        return kind(**fields)
+    except (ImportError, AttributeError, TypeError) as error:
+        raise UserError(f"{where} cannot be read back as {value[KIND]}: {error}") from error
+
+
+def read_json(workdir: Path) -> Any:
+    """The JSON of `experiment.json`.
+
+    Raises:
+      UserError: no such file, or not JSON.
+    """
+    path = workdir / EXPERIMENT_FILE
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{workdir} is no workdir of jmm: it holds no {EXPERIMENT_FILE}") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from error
+
+
+def read_experiment(workdir: Path) -> Experiment:
+    """The experiment of a workdir."""
+    experiment = from_json(read_json(workdir), "experiment")
+    if not isinstance(experiment, Experiment):
+        raise UserError(f"{workdir / EXPERIMENT_FILE} describes no experiment")
+    return experiment
