@@ -48,12 +48,17 @@ class Digits:
     """Forms of the caption; {} is the digit's name. Held-out scans bear the first."""
 
     def source(self, split: Split) -> Source:
-        """uint8 [8, 8, 1] images, captions and labels 0–9."""
-        images, labels = load_digits()
-        order = np.random.default_rng(0).permutation(len(images))
+        """uint8 [S, S, 1] images, captions and labels 0–9."""
+        scans, labels = load_digits()
+        images = list(map(self.preprocessor().fit, scans))
+        order = np.random.default_rng(0).permutation(len(scans))
         chosen = order[HELD_OUT:] if split == "train" else order[:HELD_OUT]
         return [
-            {"image": images[i], "label": int(labels[i]), "caption": self.templates[0].format(NAMES[labels[i]])}
+            {
+                "image": images[i],
+                "label": int(labels[i]),
+                "caption": self.templates[0].format(NAMES[labels[i]]),
+            }
             for i in chosen
         ]
 

@@ -1,5 +1,7 @@
 """Images: reading them from disk, and transforms in NumPy."""
 
+import math
+from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
@@ -82,16 +84,26 @@ def affine(
 
     Bilinear; what comes from outside the picture repeats its border.
     """
-    height, width = image.shape[:2]
-    y, x = np.mgrid[:height, :width].astype(np.float32)
-    y, x = y - (height - 1) / 2 - shift[0] * height, x - (width - 1) / 2 - shift[1] * width
-    sin, cos = np.sin(np.radians(angle)) / scale, np.cos(np.radians(angle)) / scale
-    from_y = np.clip(cos * y - sin * x + (height - 1) / 2, 0, height - 1)
-    from_x = np.clip(sin * y + cos * x + (width - 1) / 2, 0, width - 1)
-    top, left = np.floor(from_y).astype(int), np.floor(from_x).astype(int)
-    bottom, right = np.minimum(top + 1, height - 1), np.minimum(left + 1, width - 1)
-    down, across = (from_y - top)[..., None], (from_x - left)[..., None]
-    pixels = image.astype(np.float32)
-    upper = pixels[top, left] * (1 - across) + pixels[top, right] * across
-    lower = pixels[bottom, left] * (1 - across) + pixels[bottom, right] * across
-    return (upper * (1 - down) + lower * down).astype(np.float32)
+    height, width, channels = image.shape
+    y, x = _centred(height, width)
+    y, x = y - np.float32(shift[0] * height), x - np.float32(shift[1] * width)
+    turn, zoom = math.radians(angle), 1 / scale
+    sin, cos = np.float32(math.sin(turn) * zoom), np.float32(math.cos(turn) * zoom)
+    from_y = (cos * y - sin * x + np.float32((height - 1) / 2)).clip(0, height - 1)
+    from_x = (sin * y + cos * x + np.float32((width - 1) / 2)).clip(0, width - 1)
+    # Clipped so that the next row and column exist; at the far border their weight is 1.
+    top, left = from_y.astype(np.int32), from_x.astype(np.int32)
+    top, left = np.minimum(top, max(height - 2, 0)), np.minimum(left, max(width - 2, 0))
+    down, across = (from_y - top)[:, None], (from_x - left)[:, None]
+    corner, below, beside = top * width + left, width * (height > 1), int(width > 1)
+    pixels = image.reshape(-1, channels).astype(np.float32)
+    upper = pixels.take(corner, axis=0) * (1 - across) + pixels.take(corner + beside, axis=0) * across
+    lower = pixels.take(corner + below, axis=0) * (1 - across) + pixels.take(corner + below + beside, axis=0) * across
+    return (upper + (lower - upper) * down).reshape(height, width, channels)
+
+
+@lru_cache(maxsize=8)
+def _centred(height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """Coordinates of all pixels from the middle of the image, flat."""
+    y, x = np.mgrid[:height, :width].reshape(2, -1).astype(np.float32)
+    return y - np.float32((height - 1) / 2), x - np.float32((width - 1) / 2)

@@ -34,11 +34,14 @@ class Preprocess:
 
     def fit(self, image: Shaped[np.ndarray, "h w c"]) -> Shaped[np.ndarray, "H W C"]:
         """A uint8 picture of any size, brought to `image_size` and `channels`, still uint8."""
+        if image.shape == (*self.image_size, self.channels):
+            return image
         return resize(to_channels(image, self.channels), self.image_size, self.resize)
 
     def normalise(self, image: Shaped[np.ndarray, "H W C"]) -> Float[np.ndarray, "H W C"]:
         """Pixels 0–255 to float32 (x / 255 − mean) / std."""
-        return ((image / np.float32(255) - np.float32(self.mean)) / np.float32(self.std)).astype(np.float32)
+        mean, std = np.asarray(self.mean, np.float32), np.asarray(self.std, np.float32)
+        return ((image.astype(np.float32) / 255 - mean) / std).astype(np.float32)
 
     def text(self, text: str) -> tuple[Int[np.ndarray, "L"], Bool[np.ndarray, "L"]]:
         """Ids padded to `text_length`, and true where a token is real."""
@@ -55,12 +58,10 @@ class Preprocess:
         if "caption" in example:
             arrays["text"], arrays["text_mask"] = self.text(example["caption"])
         if "label" in example:
-            arrays["label"] = np.int32(example["label"])
+            arrays["label"] = np.asarray(example["label"], np.int32)
         return arrays
 
-    def __call__(
-        self, images: Sequence[np.ndarray] | None = None, texts: Sequence[str] | None = None
-    ) -> Arrays:
+    def __call__(self, images: Sequence[np.ndarray] | None = None, texts: Sequence[str] | None = None) -> Arrays:
         """A batch of pictures (uint8 [h, w, c], any sizes) and strings."""
         batch: Arrays = {}
         if images is not None:

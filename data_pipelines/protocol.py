@@ -12,6 +12,7 @@ Example = dict[str, Any]
 """One raw example: `image` uint8 [h, w, C] of any size, `caption` a string, `label` an int; what there is."""
 
 
+@runtime_checkable
 class Source(Protocol):
     """Random access to raw examples."""
 

@@ -9,7 +9,7 @@ FIRST_BYTE = 3
 
 @dataclass(frozen=True)
 class ByteTokenizer:
-    """UTF-8 bytes as ids 3–258, between a mark of begin (1) and of end (2); 0 is padding (as in ByT5, Xue et al. 2022)."""
+    """UTF-8 bytes as ids 3–258, between marks of begin (1) and end (2); 0 is padding (like ByT5, Xue et al. 2022)."""
 
     vocab_size: ClassVar[int] = FIRST_BYTE + 256
 

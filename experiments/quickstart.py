@@ -1,6 +1,6 @@
 """CLIP on 1,797 real handwritten scans, entirely offline.
 
-    jmm train experiments/quickstart.py --workdir runs/quickstart
+jmm train experiments/quickstart.py --workdir runs/quickstart
 """
 
 from data_pipelines.digits import NAMES, TEMPLATES, Digits
@@ -16,28 +16,29 @@ def experiment() -> Experiment:
     """A small CLIP and ten minutes' worth of a laptop's patience, at most."""
     data = Digits()
     image = vit.ImageTower(
-        TransformerConfig(width=96, depth=4, num_heads=4, mlp_dim=192, scan=False),
+        TransformerConfig(width=128, depth=4, num_heads=4, mlp_dim=384, scan=False),
         image_size=(data.image_size, data.image_size),
         patch_size=4,
         channels=1,
         pool="mean",
     )
     text = clip.TextTower(
-        TransformerConfig(width=64, depth=2, num_heads=4, mlp_dim=128, scan=False),
+        TransformerConfig(width=96, depth=2, num_heads=4, mlp_dim=192, scan=False),
         vocab_size=ByteTokenizer.vocab_size,
         context_length=data.text_length,
     )
     return Experiment(
         name="quickstart",
-        model=clip.Config(image, text, embed_dim=64),
+        model=clip.Config(image, text, embed_dim=128),
         data=data,
-        steps=1000,
+        steps=600,
         batch_size=128,
         optimizer=Optimizer(learning_rate=2e-3, warmup_steps=100, weight_decay=0.05, average=0.99),
-        checkpoint=Checkpoint(every=250, best="eval/zero_shot/accuracy"),
+        checkpoint=Checkpoint(every=150, best="eval/zero_shot/accuracy"),
         evaluations=(
             ZeroShot(labels=NAMES, templates=TEMPLATES),
             Retrieval(queries=("a handwritten seven", "the number three", "a photo of the digit zero")),
         ),
-        evaluate_every=250,
+        evaluate_every=150,
+        data_threads=1,
     )

@@ -42,7 +42,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def make_parser() -> argparse.ArgumentParser:
     """All sub-commands and their options."""
     parser = Parser(
-        prog="jmm", description="Multimodal transformers in JAX: train, evaluate and use them.", allow_abbrev=False
+        prog="jmm",
+        description="Multimodal transformers in JAX: train, evaluate and use them.",
+        allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"jmm {jmm.__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -54,8 +56,15 @@ def make_parser() -> argparse.ArgumentParser:
         return sub
 
     sub = command("train", train, "Train an experiment, or go on where it stopped.", add_help=False)
-    sub.add_argument("file", nargs="?", type=Path, metavar="FILE.py", help="its function experiment() says what to train")
-    sub.add_argument("-h", "--help", action="store_true", help="with a FILE.py: every field that can be set, and its default")
+    sub.add_argument(
+        "file", nargs="?", type=Path, metavar="FILE.py", help="its function experiment() says what to train"
+    )
+    sub.add_argument(
+        "-h",
+        "--help",
+        action="store_true",
+        help="with a FILE.py: every field that can be set, and its default",
+    )
     sub.add_argument("--workdir", type=Path, metavar="DIR", help="where checkpoints, metrics and pictures go")
     sub.add_argument("--show-sharding", action="store_true", help="print where every array lies on the mesh, and stop")
     sub.add_argument("--profile", action="store_true", help="record a trace of ten steps in DIR/profile")
@@ -69,13 +78,17 @@ def make_parser() -> argparse.ArgumentParser:
     sub = command("classify", classify, "Say which label fits each picture.")
     sub.add_argument("workdir", type=Path, metavar="DIR", help="a workdir of jmm train")
     sub.add_argument("images", type=Path, nargs="+", metavar="IMAGE", help="picture files")
-    sub.add_argument("--labels", required=True, metavar='"A,B,C"', help="the labels to choose from, separated by commas")
+    sub.add_argument(
+        "--labels", required=True, metavar='"A,B,C"', help="the labels to choose from, separated by commas"
+    )
     sub.add_argument("--template", default="a photo of a {}", help="caption of a label; {} is the label")
 
     sub = command("search", search, "Find the pictures that fit a text.")
     sub.add_argument("workdir", type=Path, metavar="DIR", help="a workdir of jmm train")
     sub.add_argument("query", metavar="TEXT", help="what to look for")
-    sub.add_argument("--images", type=Path, required=True, metavar="FOLDER", help="where to look, folders below included")
+    sub.add_argument(
+        "--images", type=Path, required=True, metavar="FOLDER", help="where to look, folders below included"
+    )
     sub.add_argument("--count", type=int, default=10, metavar="N", help="how many to show")
 
     sub = command("zoo", zoo, "List the systems: paper, inputs, outputs, where each was checked.")
@@ -146,7 +159,12 @@ def show_sharding(experiment: "Experiment") -> Result:
     with console.capture() as capture:
         console.print(table)
     arrays = [{**vars(row), "shape": list(row.shape)} for row in rows]
-    return {"text": capture.get().rstrip(), "mesh": dict(program.mesh.shape), "arrays": arrays, "bytes_per_device": total}
+    return {
+        "text": capture.get().rstrip(),
+        "mesh": dict(program.mesh.shape),
+        "arrays": arrays,
+        "bytes_per_device": total,
+    }
 
 
 def run_training(experiment: "Experiment", options: argparse.Namespace) -> Result:
@@ -154,15 +172,12 @@ def run_training(experiment: "Experiment", options: argparse.Namespace) -> Resul
     from rich.console import Console
 
     from jmm.distributed.processes import is_first
+    from jmm.evaluation.report import write_report
     from jmm.training.loop import train as run
 
     console = Console(stderr=True, quiet=options.json or not is_first())
     outcome = run(experiment, options.workdir, console=console, profile=options.profile)
-    pictures = []
-    if is_first():
-        from jmm.evaluation.report import write_report
-
-        pictures = write_report(experiment, outcome.model, options.workdir)
+    pictures = write_report(experiment, outcome.model, options.workdir)
     checkpoint = options.workdir / "checkpoints" / str(outcome.step)
     figures = {name: value for name, value in outcome.figures.items() if name.startswith("eval/")}
     lines = [f"{name.removeprefix('eval/'):<28}{value:.4f}" for name, value in figures.items()]

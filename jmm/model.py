@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from data_pipelines.preprocess import Arrays, Preprocess
 from jmm.distributed.mesh import BATCH_AXES
 from jmm.distributed.sharding import batch_sharding, on_mesh, replicated
-from jmm.protocol import ModelConfig, Outputs, Variables, inputs_of
+from jmm.protocol import ModelConfig, Outputs, Variables, forward, inputs_of
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,8 @@ class Model:
 
     def __post_init__(self) -> None:
         if self._forward is None:
-            forward = jax.jit(partial(_apply, self.module), out_shardings=replicated(self.mesh))
-            object.__setattr__(self, "_forward", forward)
+            compiled = jax.jit(partial(forward, self.module), out_shardings=replicated(self.mesh))
+            object.__setattr__(self, "_forward", compiled)
 
     def with_variables(self, variables: Variables) -> "Model":
         """The same with other weights; nothing is compiled again."""
@@ -83,10 +83,6 @@ class Model:
         # Every process holds all rows and gives its devices theirs.
         array = _fill(array, rows)
         return jax.make_array_from_callback(array.shape, batch_sharding(self.mesh), lambda index: array[index])
-
-
-def _apply(module: nn.Module, variables: Variables, batch: dict[str, jax.Array]) -> Any:
-    return module.apply(variables, **batch)
 
 
 def _fill(array: np.ndarray, rows: int) -> np.ndarray:

@@ -51,7 +51,7 @@ def override(base: Experiment, arguments: Sequence[str], program: str) -> Experi
     Raises:
       UserError: an unknown field, with the nearest one there is, or a value of the wrong type.
     """
-    known = {name: value for name, value in field_names(base)}
+    known = dict(field_names(base))
     wrong = next((a for a in arguments if a.startswith("--") and _field(a) not in known and a != "--help"), None)
     if wrong:
         close = difflib.get_close_matches(_field(wrong), known, n=1, cutoff=0.0)

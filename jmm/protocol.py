@@ -43,9 +43,7 @@ class ModelConfig(Protocol):
         """Names, shapes and types of the arrays that `init` and `loss` read."""
         ...
 
-    def loss(
-        self, module: nn.Module, variables: Variables, batch: Batch, rngs: Mapping[str, jax.Array]
-    ) -> Loss:
+    def loss(self, module: nn.Module, variables: Variables, batch: Batch, rngs: dict[str, jax.Array]) -> Loss:
         """The training loss of one batch; a pure function of its arguments."""
         ...
 
@@ -54,3 +52,16 @@ def inputs_of(module: nn.Module, batch: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of a batch that the module's call names (a label is for the loss alone)."""
     named = inspect.signature(type(module).__call__).parameters
     return {name: value for name, value in batch.items() if name in named}
+
+
+def forward(
+    module: nn.Module,
+    variables: Variables,
+    batch: Mapping[str, Any],
+    *,
+    train: bool = False,
+    rngs: dict[str, jax.Array] | None = None,
+) -> Outputs:
+    """The outputs of a system for those fields of a batch that it reads."""
+    call: Any = module.apply
+    return call(variables, **inputs_of(module, batch), train=train, rngs=rngs)

@@ -31,9 +31,7 @@ def make_mesh(shape: MeshShape, devices: list[jax.Device] | None = None) -> Mesh
             raise UserError(f"a mesh of {_show(sizes)} needs a multiple of {others} devices, there are {len(devices)}")
         sizes["data"] = len(devices) // others
     if math.prod(sizes.values()) != len(devices):
-        raise UserError(
-            f"a mesh of {_show(sizes)} needs {math.prod(sizes.values())} devices, there are {len(devices)}"
-        )
+        raise UserError(f"a mesh of {_show(sizes)} needs {math.prod(sizes.values())} devices, there are {len(devices)}")
     dimensions = tuple(sizes[axis] for axis in AXES)
     if devices[0].platform == "tpu":
         grid = mesh_utils.create_device_mesh(dimensions, devices=devices, allow_split_physical_axes=True)

@@ -7,6 +7,7 @@ not cut. Optimizer moments and moving averages lie where their parameters lie.
 Activations: parts name the dimensions they constrain; `ACTIVATION_RULES` binds those names to mesh axes.
 """
 
+import math
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,21 +20,25 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jmm.distributed.mesh import BATCH_AXES
 
-PARAMETER_RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
+Axes = str | tuple[str, ...] | None
+"""What cuts one dimension: a mesh axis, several together, or nothing."""
+
+PARAMETER_RULES: tuple[tuple[str, tuple[Axes, ...]], ...] = (
     (r"(query|key|value)/kernel$", ("fsdp", "tensor", None)),
     (r"(query|key|value)/bias$", ("tensor", None)),
     (r"out/kernel$", ("tensor", None, "fsdp")),
     (r"(up|gate)/kernel$", ("fsdp", "tensor")),
     (r"(up|gate)/bias$", ("tensor",)),
     (r"down/kernel$", ("tensor", "fsdp")),
-    (r"embedding/embedding$", ("tensor", "fsdp")),
+    # By rows alone: were the width cut too, looking a row up would have to be laid out anew for every batch.
+    (r"embedding/embedding$", (("fsdp", "tensor"), None)),
     (r"patches/projection/kernel$", (None, None, None, "fsdp")),
     (r"(projection|head)/kernel$", ("fsdp", "tensor")),
     (r"positions/table$", (None, "fsdp")),
     (r".*", ()),
 )
 
-ACTIVATION_RULES: tuple[tuple[str, str | tuple[str, ...] | None], ...] = (
+ACTIVATION_RULES: tuple[tuple[str, Axes], ...] = (
     ("batch", BATCH_AXES),
     ("length", "sequence"),
     ("heads", "tensor"),
@@ -62,10 +67,14 @@ def parameter_spec(path: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSp
     if leading < 0:
         return PartitionSpec()
     fitting = [
-        axis if axis and size % mesh.shape[axis] == 0 else None
-        for axis, size in zip(axes, shape[leading:], strict=True)
+        axis if size % _ways(axis, mesh) == 0 else None for axis, size in zip(axes, shape[leading:], strict=True)
     ]
     return PartitionSpec(*[None] * leading, *fitting)
+
+
+def _ways(axis: Axes, mesh: Mesh) -> int:
+    names = () if axis is None else (axis,) if isinstance(axis, str) else axis
+    return math.prod(mesh.shape[name] for name in names)
 
 
 def tree_shardings(tree: Any, mesh: Mesh) -> Any:
@@ -101,12 +110,10 @@ def placement_table(tree: Any, shardings: Any) -> list[Placement]:
     """One row for every array of an abstract pytree."""
 
     def row(path: tuple[Any, ...], leaf: Any, sharding: NamedSharding) -> Placement:
-        cut = sharding.shard_shape(leaf.shape)
-        count = 1
-        for size in cut:
-            count *= size
-        axes = ", ".join(str(axis or "·") for axis in sharding.spec) or "replicated"
-        return Placement(path_name(path), leaf.shape, axes, count * leaf.dtype.itemsize)
+        count = math.prod(sharding.shard_shape(leaf.shape))
+        cut = ["+".join(axis) if isinstance(axis, tuple) else axis or "·" for axis in sharding.spec]
+        placed = ", ".join(cut) if any(sharding.spec) else "replicated"
+        return Placement(path_name(path), leaf.shape, placed, count * leaf.dtype.itemsize)
 
     rows = jax.tree_util.tree_map_with_path(row, tree, shardings)
     return jax.tree.leaves(rows, is_leaf=lambda leaf: isinstance(leaf, Placement))

@@ -1,8 +1,7 @@
 """Pictures of results, for the `report/` of a run."""
 
-import re
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +11,11 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-BLUE, INK, RULE = "#2a6fbb", "#222222", "#d9d9d9"
+COLORS = ("#2a6fbb", "#e08a1e", "#4c9f70", "#8a5fbf", "#d1495b")
+INK, RULE = "#222222", "#d9d9d9"
+
+Curve = Sequence[tuple[int, float]]
+"""(step, value) pairs."""
 
 
 def new_figure(width: float, height: float) -> "Figure":
@@ -25,19 +28,21 @@ def new_figure(width: float, height: float) -> "Figure":
     return figure
 
 
-def curves(path: Path, lines: Sequence[dict[str, float]], names: Sequence[str], title: str) -> None:
-    """One panel for each of some figures of `metrics.jsonl` over steps."""
-    figure = new_figure(4.6 * min(len(names), 3), 3.4 * -(-len(names) // 3))
+def curves(path: Path, panels: Mapping[str, Mapping[str, Curve]], title: str) -> None:
+    """One panel for each figure over steps; a panel may hold several curves, each with a label."""
+    figure = new_figure(4.6 * min(len(panels), 3), 3.4 * -(-len(panels) // 3) + 0.3)
     figure.suptitle(title, color=INK, fontsize=13)
-    for axes, name in zip(_panels(figure, len(names)), names, strict=True):
-        points = [(line["step"], line[name]) for line in lines if name in line]
-        steps, values = zip(*points, strict=True)
-        axes.plot(steps, values, color=BLUE, linewidth=1.6, marker="o" if len(points) < 30 else None, markersize=4)
-        axes.set_title(_readable(name), fontsize=11, color=INK)
+    for axes, (name, lines) in zip(_panels(figure, len(panels)), panels.items(), strict=True):
+        for color, (label, points) in zip(COLORS * len(lines), lines.items(), strict=False):
+            steps, values = zip(*points, strict=True)
+            marker = "o" if len(points) < 30 else None
+            last = f"{label} {values[-1]:.3g}".strip()
+            axes.plot(steps, values, color=color, linewidth=1.6, marker=marker, markersize=4, label=last)
+        axes.set_title(name.replace("_", " ").replace("/", ": "), fontsize=11, color=INK)
         axes.set_xlabel("step", color=INK)
-        last = f"{values[-1]:.3f}"
-        axes.annotate(last, (steps[-1], values[-1]), xytext=(-4, 7), textcoords="offset points", ha="right", color=INK)
+        axes.legend(frameon=False, fontsize=9)
         axes.margins(y=0.15)
+        axes.ticklabel_format(axis="y", useOffset=False)
         axes.grid(color=RULE, linewidth=0.6)
         axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=140)
@@ -63,9 +68,7 @@ def similarity(path: Path, cosine: np.ndarray, captions: Sequence[str], images: 
     figure.savefig(path, dpi=140)
 
 
-def nearest(
-    path: Path, queries: Sequence[str], images: Sequence[Sequence[np.ndarray]], cosine: np.ndarray
-) -> None:
+def nearest(path: Path, queries: Sequence[str], images: Sequence[Sequence[np.ndarray]], cosine: np.ndarray) -> None:
     """One row a query: its nearest images, best first, with their cosine similarities."""
     columns = max(map(len, images))
     figure = new_figure(1.15 * columns + 2.6, 1.4 * len(queries))
@@ -94,7 +97,3 @@ def _panels(figure: "Figure", count: int) -> list[Any]:
     for axes in grid[count:]:
         axes.axis("off")
     return list(grid[:count])
-
-
-def _readable(name: str) -> str:
-    return re.sub(r"[_/]", " ", name.split("/", 1)[-1])

@@ -28,7 +28,10 @@ class Retrieval:
         image, text, relevant, _ = self._pairs(model, data)
         cosine = text @ image.T
         figures = {}
-        for name, scores, right in (("text_to_image", cosine, relevant), ("image_to_text", cosine.T, relevant.T)):
+        for name, scores, right in (
+            ("text_to_image", cosine, relevant),
+            ("image_to_text", cosine.T, relevant.T),
+        ):
             for k, recall in zip(self.ranks, recall_at(scores, right, self.ranks), strict=True):
                 figures[f"retrieval/{name}@{k}"] = recall
         return figures
@@ -57,9 +60,7 @@ class Retrieval:
         return image, text, relevant, captions
 
 
-def recall_at(
-    scores: Float[np.ndarray, "Q N"], relevant: Bool[np.ndarray, "Q N"], ranks: Sequence[int]
-) -> list[float]:
+def recall_at(scores: Float[np.ndarray, "Q N"], relevant: Bool[np.ndarray, "Q N"], ranks: Sequence[int]) -> list[float]:
     """The share of queries with a right answer among the k best, for each k."""
     ranked = np.take_along_axis(relevant, np.argsort(-scores, axis=1, kind="stable"), axis=1)
     return [float(ranked[:, :k].any(axis=1).mean()) for k in ranks]

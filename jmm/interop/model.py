@@ -13,7 +13,7 @@ from jmm.distributed.sharding import tree_shardings
 from jmm.errors import UserError
 from jmm.experiment import MeshShape
 from jmm.model import Model
-from jmm.training.checkpoint import check_manifest, first_line, restore_items
+from jmm.training.checkpoint import check_manifest, reason, restore_items
 from jmm.training.optimizer import make_optimizer, merge, split
 from jmm.training.state import abstract_state
 from jmm.training.step import compute_dtype
@@ -60,7 +60,7 @@ def _newest(manager: ocp.CheckpointManager, folder: Path, abstract: dict[str, An
             check_manifest(folder / str(step))
             found = restore_items(manager, step, abstract)
         except Exception as error:  # Orbax raises many kinds for damaged files
-            damaged.append(f"the checkpoint of step {step} is damaged ({first_line(error)})")
+            damaged.append(f"the checkpoint of step {step} is damaged ({reason(error)})")
             continue
         for problem in damaged:
             warnings.warn(f"{problem}: using step {step}", stacklevel=4)

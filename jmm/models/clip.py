@@ -1,15 +1,14 @@
 """CLIP (Radford et al. 2021, Learning Transferable Visual Models From Natural Language Supervision).
 
-    image [B,H,W,C] ─► ViT ────────────────► pool ─► projection ─► unit vector   image_embedding [B,E] ─┐
-                                                                                                        ├─► scale · cosine
-    text [B,L] ─► embed + positions ─► causal encoder ─► end of text ─► projection ─► unit vector ──────┘
-                                                                                 text_embedding [B,E]
+    image [B,H,W,C] ─► ViT ─► pool ─► projection ─► unit vector ──────────── image_embedding [B,E] ─┐
+                                                                                                    ├─► scale · cosine
+    text [B,L] ─► embed + positions ─► causal encoder ─► end of text ─► projection ─► unit vector ──┘
+                                                                             text_embedding [B,E]
 
 With `objective="sigmoid"` the same two towers learn by the loss of SigLIP (Zhai et al. 2023).
 """
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -25,7 +24,7 @@ from jmm.objectives.contrastive import sigmoid_contrastive, softmax_contrastive
 from jmm.parts.pooling import last_token
 from jmm.parts.positions import LearnedPositions
 from jmm.parts.transformer import Transformer, TransformerConfig
-from jmm.protocol import Batch, Loss, Outputs, Variables
+from jmm.protocol import Batch, Loss, Outputs, Variables, forward
 
 MAX_LOGIT_SCALE = math.log(100)
 """Section 2.5: the temperature is kept from scaling the logits by more than 100."""
@@ -69,10 +68,9 @@ class Config:
             "text_mask": jax.ShapeDtypeStruct(tokens, jnp.bool_),
         }
 
-    def loss(self, module: nn.Module, variables: Variables, batch: Batch, rngs: Mapping[str, jax.Array]) -> Loss:
+    def loss(self, module: nn.Module, variables: Variables, batch: Batch, rngs: dict[str, jax.Array]) -> Loss:
         """The contrastive loss over the whole batch, across all devices."""
-        inputs = {name: batch[name] for name in ("image", "text", "text_mask")}
-        out = module.apply(variables, **inputs, train=True, rngs=rngs)
+        out = forward(module, variables, batch, train=True, rngs=rngs)
         image, text, scale = out["image_embedding"], out["text_embedding"], out["logit_scale"]
         if self.objective == "softmax":
             value = softmax_contrastive(image, text, scale)
@@ -93,9 +91,7 @@ class TextEncoder(nn.Module):
     ) -> tuple[Float[Array, "B L D"], Float[Array, "B D"]]:
         cfg = self.config
         init = nn.initializers.normal(0.02)
-        embed = nn.Embed(
-            cfg.vocab_size, cfg.encoder.width, embedding_init=init, dtype=self.dtype, name="embedding"
-        )
+        embed = nn.Embed(cfg.vocab_size, cfg.encoder.width, embedding_init=init, dtype=self.dtype, name="embedding")
         x = LearnedPositions(cfg.context_length, self.dtype, name="positions")(embed(text))
         # What stands after the end of the text is never seen, so the mask needs no word about padding.
         x = Transformer(cfg.encoder, self.dtype, name="encoder")(x, mask=masks.causal(), train=train)
@@ -122,7 +118,10 @@ class CLIP(nn.Module):
         outputs: Outputs = {}
         if image is not None:
             features, pooled = ImageEncoder(self.config.image, self.dtype, name="image")(image, train)
-            outputs |= {"image_features": features, "image_embedding": self._project(pooled, "image_projection")}
+            outputs |= {
+                "image_features": features,
+                "image_embedding": self._project(pooled, "image_projection"),
+            }
         if text is not None and text_mask is not None:
             features, pooled = TextEncoder(self.config.text, self.dtype, name="text")(text, text_mask, train)
             outputs |= {"text_features": features, "text_embedding": self._project(pooled, "text_projection")}
@@ -146,17 +145,13 @@ class CLIP(nn.Module):
 
 def clip_vit(vision: ImageTower, width: int, embed_dim: int) -> Config:
     """A CLIP with one of the paper's text encoders: 12 layers, 64-wide heads, quick-GELU."""
-    encoder = TransformerConfig(
-        width, 12, width // 64, 4 * width, activation="quick_gelu", norm_eps=1e-5
-    )
+    encoder = TransformerConfig(width, 12, width // 64, 4 * width, activation="quick_gelu", norm_eps=1e-5)
     return Config(vision, TextTower(encoder), embed_dim)
 
 
 def vision_tower(width: int, depth: int, num_heads: int, patch_size: int, image_size: int = 224) -> ImageTower:
     """The paper's ViT: no bias in the patches, a norm before the first block, quick-GELU."""
-    encoder = TransformerConfig(
-        width, depth, num_heads, 4 * width, activation="quick_gelu", norm_eps=1e-5
-    )
+    encoder = TransformerConfig(width, depth, num_heads, 4 * width, activation="quick_gelu", norm_eps=1e-5)
     return ImageTower(encoder, (image_size, image_size), patch_size, patch_bias=False, pre_norm=True)
 
 

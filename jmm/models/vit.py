@@ -7,7 +7,6 @@
 The image encoder stands apart from the classifier, because CLIP and others are built on it.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -23,7 +22,7 @@ from jmm.parts.embeddings import PatchEmbedding
 from jmm.parts.norms import make_norm
 from jmm.parts.positions import LearnedPositions2D, sincos_2d
 from jmm.parts.transformer import Transformer, TransformerConfig
-from jmm.protocol import Batch, Loss, Outputs, Variables
+from jmm.protocol import Batch, Loss, Outputs, Variables, forward
 
 
 @dataclass(frozen=True)
@@ -115,9 +114,9 @@ class Config:
             "label": jax.ShapeDtypeStruct((batch_size,), jnp.int32),
         }
 
-    def loss(self, module: nn.Module, variables: Variables, batch: Batch, rngs: Mapping[str, jax.Array]) -> Loss:
+    def loss(self, module: nn.Module, variables: Variables, batch: Batch, rngs: dict[str, jax.Array]) -> Loss:
         """Cross-entropy of the classes."""
-        outputs = module.apply(variables, image=batch["image"], train=True, rngs=rngs)
+        outputs = forward(module, variables, batch, train=True, rngs=rngs)
         value = classification(outputs["logits"], batch["label"], self.label_smoothing)
         accuracy = jnp.mean(jnp.argmax(outputs["logits"], axis=-1) == batch["label"])
         return Loss(value, {"loss": value, "accuracy": accuracy}, {})
@@ -138,7 +137,13 @@ class ViT(nn.Module):
 
 
 def vit(
-    width: int, depth: int, num_heads: int, mlp_dim: int, patch_size: int, image_size: int = 224, num_classes: int = 1000
+    width: int,
+    depth: int,
+    num_heads: int,
+    mlp_dim: int,
+    patch_size: int,
+    image_size: int = 224,
+    num_classes: int = 1000,
 ) -> Config:
     """A square ViT in the paper's form: class token, learned positions, exact GELU."""
     encoder = TransformerConfig(width, depth, num_heads, mlp_dim)

@@ -33,5 +33,5 @@ def _variants(tree: ast.Module) -> tuple[str, ...]:
     for node in tree.body:
         named = isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "VARIANTS"
         if named and isinstance(node, ast.Assign) and isinstance(node.value, ast.Dict):
-            return tuple(key.value for key in node.value.keys if isinstance(key, ast.Constant))
+            return tuple(str(key.value) for key in node.value.keys if isinstance(key, ast.Constant))
     return ()

@@ -27,7 +27,7 @@ def sigmoid_contrastive(
 ) -> Float[Array, ""]:
     """Every pair is a yes–no question (Zhai et al. 2023, SigLIP, equation 2).
 
-        −1/B Σ_i Σ_j log σ( z_ij (scale · image_i · text_j + bias) ),   z_ij = 1 where i = j, else −1
+    −1/B Σ_i Σ_j log σ( z_ij (scale · image_i · text_j + bias) ),   z_ij = 1 where i = j, else −1
     """
     logits = _similarity(image, text) * scale + bias
     signs = 2 * jnp.eye(logits.shape[0]) - 1

@@ -41,9 +41,7 @@ class AttentionPooling(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(
-        self, x: Float[Array, "B N D"], mask: Bool[Array, "B N"] | None = None
-    ) -> Float[Array, "B D"]:
+    def __call__(self, x: Float[Array, "B N D"], mask: Bool[Array, "B N"] | None = None) -> Float[Array, "B D"]:
         width = x.shape[-1]
         probe = self.param("probe", nn.initializers.xavier_uniform(), (1, width), jnp.float32)
         probe = jnp.broadcast_to(probe.astype(self.dtype), (x.shape[0], 1, width))

@@ -8,6 +8,8 @@ the items as soon as they are complete, and checked before they are read.
 
 import json
 import logging
+import os
+import re
 import shutil
 import zlib
 from collections.abc import Callable
@@ -45,8 +47,10 @@ class Checkpoints:
         options = ocp.CheckpointManagerOptions(
             preservation_policy=policies.AnyPreservationPolicy(keep), cleanup_tmp_directories=True
         )
-        # Orbax warns of its own internals; what a user must know is raised or printed by us.
+        # Orbax warns of its own internals, and its tasks print each error that they also raise; what a user must
+        # know is raised or said by us.
         logging.getLogger("absl").setLevel(logging.ERROR)
+        logging.getLogger("asyncio").setLevel(logging.CRITICAL)
         self._manager = ocp.CheckpointManager(self.folder, options=options)
         self._pending: list[int] = []
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="manifest")
@@ -111,7 +115,9 @@ class Checkpoints:
           UserError: there are checkpoints, but none can be read.
         """
         abstract = jax.tree.map(
-            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), state, shardings
+            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+            state,
+            shardings,
         )
         damaged: dict[int, str] = {}
         for step in sorted(self._manager.all_steps(), reverse=True):
@@ -120,7 +126,7 @@ class Checkpoints:
                 found = restore_items(self._manager, step, _items(abstract))
                 position = self._manager.restore(step, args=ocp.args.Composite(position=ocp.args.JsonRestore()))
             except Exception as error:  # Orbax raises many kinds for damaged files
-                damaged[step] = first_line(error)
+                damaged[step] = reason(error)
                 continue
             for bad, why in damaged.items():
                 say(f"the checkpoint of step {bad} is damaged ({why}): going on from step {step}")
@@ -151,7 +157,7 @@ class Checkpoints:
             good = [each for each in self._manager.all_steps(read=True) if each != step]
             left = f"step {max(good)} is the last good one" if good else "there is no earlier one"
             raise UserError(
-                f"the checkpoint of step {step} could not be saved in {self.folder}: {first_line(error)}; {left}"
+                f"the checkpoint of step {step} could not be saved in {self.folder}: {reason(error)}; {left}"
             ) from error
 
 
@@ -219,6 +225,8 @@ def _crc(path: Path) -> tuple[int, int]:
     return crc, size
 
 
-def first_line(error: BaseException) -> str:
-    """The first line of an error, or its kind if it says nothing."""
+def reason(error: BaseException) -> str:
+    """What the operating system says, if it is behind the error; else the error's first line."""
+    if code := re.search(r"os_error_code='(\d+)'", str(error)):
+        return os.strerror(int(code[1]))
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

@@ -1,8 +1,8 @@
 """The training loop: the same for every system.
 
-    batches ─► placed ahead ─► step ─► step ─► …      the devices never wait for the host:
-                                │       │             batches are on the devices before they are needed,
-                             metrics, read some steps later   and figures are read when later steps already run
+batches ─► placed ahead ─► step ─► step ─► …      the devices never wait for the host:
+                            │       │             batches are on the devices before they are needed,
+                         metrics, read some steps later   and figures are read when later steps already run
 """
 
 import math
@@ -163,9 +163,7 @@ class Run:
         variables = self.state.variables(self.experiment.optimizer.freeze)
         if self._model is None:
             data, program = self.experiment.data, self.program
-            self._model = Model(
-                self.experiment.model, program.module, variables, data.preprocessor(), program.mesh
-            )
+            self._model = Model(self.experiment.model, program.module, variables, data.preprocessor(), program.mesh)
         return self._model.with_variables(variables)
 
     def evaluate(self) -> None:

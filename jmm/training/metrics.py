@@ -53,7 +53,7 @@ class MetricsLog:
             self._events.close()
 
 
-def read_metrics(workdir: Path) -> list[dict[str, float]]:
+def read_metrics(workdir: Path) -> list[dict[str, Any]]:
     """The lines of `metrics.jsonl`; a torn last line is left out."""
     path = workdir / METRICS_FILE
     if not path.exists():

@@ -14,11 +14,13 @@ from jmm.protocol import inputs_of
 from jmm.training.optimizer import check_patterns, merge, split
 
 
-@struct.dataclass
-class TrainState:
-    """Parameters, what the optimizer remembers, and what else moves with them."""
+class TrainState(struct.PyTreeNode):
+    """Parameters, what the optimizer remembers, and what else moves with them.
 
-    step: jax.Array
+    A pytree of arrays, or, in their place, of their shapes, their shardings or whatever a `tree.map` makes.
+    """
+
+    step: Any
     """Steps done, int32."""
     params: Any
     """All parameters, float32."""
@@ -28,7 +30,7 @@ class TrainState:
     """Of the trainable parameters only."""
     average: Any
     """Moving average of the trainable parameters, or None."""
-    key: jax.Array
+    key: Any
     """Root of every random number of the run."""
 
     def variables(self, freeze: tuple[str, ...]) -> dict[str, Any]:

@@ -60,7 +60,7 @@ def build(experiment: Experiment, mesh: Mesh | None = None) -> Program:
     """Checks the experiment against the devices and makes its program; computes and allocates nothing.
 
     Raises:
-      UserError: a mesh or a batch that does not fit, a pattern without a parameter, data that the model does not take.
+      UserError: a mesh or a batch that does not fit, a pattern without a parameter, a model that cannot be built.
     """
     mesh = make_mesh(experiment.mesh) if mesh is None else mesh
     check_batch(experiment.batch_size, mesh, experiment.optimizer.accumulate)
@@ -69,7 +69,7 @@ def build(experiment: Experiment, mesh: Mesh | None = None) -> Program:
     tx = make_optimizer(experiment.optimizer, experiment.steps)
     try:
         state, shardings = abstract_state(experiment, module, tx, mesh)
-    except (TypeError, ValueError) as error:
+    except ValueError as error:
         raise UserError(f"the model of {experiment.name} cannot be built: {error}") from error
     step = jax.jit(
         make_step(experiment, module, tx),
@@ -117,7 +117,7 @@ def make_step(experiment: Experiment, module: nn.Module, tx: optax.GradientTrans
         )
         updates, opt_state = tx.update(gradient, state.opt_state, trainable)
         trainable = optax.apply_updates(trainable, updates)
-        metrics |= {"grad_norm": optax.global_norm(gradient), "learning_rate": schedule(state.step)}
+        metrics |= {"grad_norm": optax.tree.norm(gradient), "learning_rate": schedule(state.step)}
         return state.replace(
             step=state.step + 1,
             params=merge(trainable, frozen),

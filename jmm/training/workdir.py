@@ -50,7 +50,8 @@ def check_same(workdir: Path, old: Any, new: Any) -> None:
     ]
     if differing:
         raise UserError(
-            f"{workdir} belongs to another experiment ({'; '.join(differing)}); choose another --workdir, or these values"
+            f"{workdir} belongs to another experiment ({'; '.join(differing)}); "
+            "choose another --workdir, or these values"
         )
 
 
@@ -96,10 +97,10 @@ def from_json(value: Any, where: str) -> Any:
     if module.split(".")[0] not in PACKAGES:
         raise UserError(f"{where} is a {value[KIND]}; only kinds of {' and '.join(PACKAGES)} can be read back")
     try:
-        kind = getattr(importlib.import_module(module), name)
-        if not dataclasses.is_dataclass(kind):
-            raise TypeError(f"{name} is no dataclass")
-        return kind(**fields)
+        kind: Any = getattr(importlib.import_module(module), name)
+        if dataclasses.is_dataclass(kind):
+            return kind(**fields)
+        raise TypeError(f"{name} is no dataclass")
     except (ImportError, AttributeError, TypeError) as error:
         raise UserError(f"{where} cannot be read back as {value[KIND]}: {error}") from error
 
