@@ -9,6 +9,7 @@ from functools import cache
 
 import numpy as np
 
+from data_pipelines.captions import caption
 from data_pipelines.images import affine
 from data_pipelines.preprocess import Preprocess
 from data_pipelines.protocol import Example, Source, Split
@@ -57,7 +58,7 @@ class Digits:
             {
                 "image": images[i],
                 "label": int(labels[i]),
-                "caption": self.templates[0].format(NAMES[labels[i]]),
+                "caption": caption(self.templates[0], NAMES[labels[i]]),
             }
             for i in chosen
         ]
@@ -70,7 +71,7 @@ class Digits:
         return {
             **example,
             "image": affine(example["image"], angle, scale, (down, across)),
-            "caption": template.format(NAMES[example["label"]]),
+            "caption": caption(template, NAMES[example["label"]]),
         }
 
     def preprocessor(self) -> Preprocess:

@@ -44,6 +44,8 @@ class ImageFolder:
 
     def source(self, split: Split) -> Source:
         """RGB images as they lie on disk, and their captions; a pair is read when it is asked for."""
+        if self.hold_out < 2:
+            raise UserError(f"data.hold_out must be at least 2, not {self.hold_out}: one pair in so many is held out")
         pairs = read_captions(Path(self.path))
         held = [i % self.hold_out == self.hold_out - 1 for i in range(len(pairs))]
         return FolderSource([pair for pair, out in zip(pairs, held, strict=True) if out == (split == "held_out")])
@@ -95,13 +97,19 @@ def _rows(file: Path) -> Iterable[tuple[int, Any]]:
     try:
         with file.open(encoding="utf-8-sig", newline="") as lines:
             if file.suffix == ".csv":
-                yield from enumerate(csv.DictReader(lines), start=2)
+                reader = csv.DictReader(lines)
+                yield from ((reader.line_num, row) for row in reader)
             else:
-                yield from ((n, json.loads(line)) for n, line in enumerate(lines, start=1) if line.strip())
-    except json.JSONDecodeError as error:
-        raise UserError(f"{file} is not one JSON object a line ({error})") from error
+                yield from ((number, _json(file, number, line)) for number, line in enumerate(lines, 1) if line.strip())
     except (UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{file} is not readable as UTF-8 text ({error})") from error
+
+
+def _json(file: Path, number: int, line: str) -> Any:
+    try:
+        return json.loads(line)
+    except json.JSONDecodeError as error:
+        raise UserError(f"line {number} of {file} is no JSON object ({error.msg})") from error
 
 
 def _pair(folder: Path, file: Path, line: int, row: Any) -> tuple[Path, str]:
@@ -109,8 +117,12 @@ def _pair(folder: Path, file: Path, line: int, row: Any) -> tuple[Path, str]:
     if not (isinstance(name, str) and name and isinstance(caption, str) and caption):
         raise UserError(f"line {line} of {file} needs a file_name and a caption")
     path = folder / name
-    if not path.resolve().is_relative_to(folder.resolve()):
+    try:
+        inside, there = path.resolve().is_relative_to(folder.resolve()), path.is_file()
+    except (OSError, ValueError) as error:  # a name that no file can have
+        raise UserError(f"line {line} of {file} names a file that cannot exist ({error})") from error
+    if not inside:
         raise UserError(f"line {line} of {file} names {name}, which lies outside {folder}")
-    if not path.is_file():
+    if not there:
         raise UserError(f"line {line} of {file} names {name}, which is not in {folder}")
     return path, caption

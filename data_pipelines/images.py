@@ -29,6 +29,10 @@ def read_image(path: Path) -> UInt8[np.ndarray, "H W 3"]:
                 upright = upright.convert("RGBA")
                 paper = Image.new("RGBA", upright.size, "white")
                 upright = Image.alpha_composite(paper, upright)
+            if upright.mode.startswith("I"):  # 16 bits of grey: converting would cut, not scale
+                return to_channels((np.asarray(upright) >> 8).astype(np.uint8)[:, :, None], 3)
+            if upright.mode == "F":
+                raise ValueError("its pixels are floats of no known range")
             return np.asarray(upright.convert("RGB"))
     except FileNotFoundError:
         raise UserError(f"there is no image {path}") from None
@@ -44,7 +48,7 @@ def list_images(folder: Path) -> list[Path]:
     """
     if not folder.is_dir():
         raise UserError(f"there is no folder {folder}")
-    paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+    paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
     if not paths:
         raise UserError(f"{folder} holds no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
     return paths
@@ -60,7 +64,8 @@ def resize(image: UInt8[np.ndarray, "h w C"], size: tuple[int, int], how: Resize
     picture = Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image)
     if how == "crop":
         ratio = min(height / size[0], width / size[1])
-        across, down = (width - size[1] * ratio) / 2, (height - size[0] * ratio) / 2
+        # max: rounding may leave a cut of −1e-15
+        across, down = max(width - size[1] * ratio, 0) / 2, max(height - size[0] * ratio, 0) / 2
         box = (across, down, width - across, height - down)
     else:
         box = (0, 0, width, height)

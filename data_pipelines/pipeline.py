@@ -22,11 +22,13 @@ def ordered(dataset: Dataset, seed: int) -> grain.MapDataset[Any]:
     """The endless global list of augmented training examples as arrays.
 
     Raises:
-      UserError: a dataset without training examples.
+      UserError: a negative seed, or a dataset without training examples.
     """
+    if seed < 0:
+        raise UserError(f"the seed must be at least 0, not {seed}")
     source = dataset.source("train")
     if not len(source):
-        raise UserError(f"{dataset} has no training examples")
+        raise UserError(f"{type(dataset).__name__} has no training examples")
     preprocess = dataset.preprocessor()
 
     def prepare(example: Example, rng: np.random.Generator) -> Arrays:
@@ -83,7 +85,7 @@ def held_out(dataset: Dataset) -> tuple[list[Example], Arrays]:
     """
     source, preprocess = dataset.source("held_out"), dataset.preprocessor()
     if not len(source):
-        raise UserError(f"{dataset} has no held-out examples to evaluate on")
+        raise UserError(f"{type(dataset).__name__} has no held-out examples to evaluate on")
     examples = [fitted(source[i], preprocess) for i in range(len(source))]
     arrays = [preprocess.arrays(example) for example in examples]
     return examples, {name: np.stack([each[name] for each in arrays]) for name in arrays[0]}

@@ -33,7 +33,13 @@ class Preprocess:
     """Strings to ids."""
 
     def fit(self, image: Shaped[np.ndarray, "h w c"]) -> Shaped[np.ndarray, "H W C"]:
-        """A uint8 picture of any size, brought to `image_size` and `channels`, still uint8."""
+        """A uint8 picture of any size, brought to `image_size` and `channels`, still uint8.
+
+        Raises:
+          ValueError: it is no uint8 [h, w, 1] or [h, w, 3].
+        """
+        if image.ndim != 3 or image.shape[2] not in (1, 3) or image.dtype != np.uint8:
+            raise ValueError(f"a picture must be uint8 [h, w, 1] or [h, w, 3], not {image.dtype} {list(image.shape)}")
         if image.shape == (*self.image_size, self.channels):
             return image
         return resize(to_channels(image, self.channels), self.image_size, self.resize)
@@ -62,7 +68,15 @@ class Preprocess:
         return arrays
 
     def __call__(self, images: Sequence[np.ndarray] | None = None, texts: Sequence[str] | None = None) -> Arrays:
-        """A batch of pictures (uint8 [h, w, c], any sizes) and strings."""
+        """A batch of pictures (uint8 [h, w, c], any sizes) and strings.
+
+        Raises:
+          ValueError: a single string in place of several, or an empty list.
+        """
+        if isinstance(texts, str):
+            raise ValueError(f"texts must be a list of strings, not the one string {texts!r}")
+        if any(each is not None and not len(each) for each in (images, texts)):
+            raise ValueError("there is nothing to preprocess: the list is empty")
         batch: Arrays = {}
         if images is not None:
             batch["image"] = np.stack([self.normalise(self.fit(image)) for image in images])

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
+from jmm.errors import UserError
+
 PAD, BEGIN, END = 0, 1, 2
 FIRST_BYTE = 3
 
@@ -14,8 +16,15 @@ class ByteTokenizer:
     vocab_size: ClassVar[int] = FIRST_BYTE + 256
 
     def encode(self, text: str, length: int) -> list[int]:
-        """At most `length` ids, marks included; a longer text is cut at the end of a character."""
-        data = text.encode()[: length - 2].decode(errors="ignore").encode()
+        """At most `length` ids, marks included; a longer text is cut at the end of a character, and what is no
+        Unicode (half a surrogate pair) becomes a question mark.
+
+        Raises:
+          UserError: no room for the two marks.
+        """
+        if length < 2:
+            raise UserError(f"a text needs a length of at least 2 for its marks of begin and end, not {length}")
+        data = text.encode(errors="replace")[: length - 2].decode(errors="ignore").encode()
         return [BEGIN, *(byte + FIRST_BYTE for byte in data), END]
 
     def decode(self, ids: list[int]) -> str:

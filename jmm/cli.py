@@ -109,6 +109,8 @@ def train(options: argparse.Namespace, overrides: list[str]) -> Result:
         return {"text": train_usage(options), "usage": train_usage(options)} if options.help else _need("FILE.py")
     from jmm.overrides import override, read_experiment_file
 
+    if overrides and not options.file.exists():
+        raise UserError(f"there is no experiment file {options.file}; FILE.py comes before the fields it sets", code=2)
     base = read_experiment_file(options.file)
     if options.help:
         print(train_usage(options))

@@ -28,6 +28,8 @@ def read_experiment_file(path: Path) -> Experiment:
     """
     if not path.is_file():
         raise UserError(f"there is no experiment file {path}")
+    # As for a script, modules beside the file can be imported.
+    sys.path.insert(0, str(path.parent.absolute()))
     try:
         make = runpy.run_path(str(path)).get("experiment")
         if not callable(make):
@@ -35,11 +37,11 @@ def read_experiment_file(path: Path) -> Experiment:
         experiment = make()
     except UserError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
         line = getattr(error, "lineno", None) if isinstance(error, SyntaxError) else lines[-1] if lines else None
         where = f"line {line} of {path}" if line else str(path)
-        raise UserError(f"{where} raises {type(error).__name__}: {error}") from error
+        raise UserError(f"{where} raises {type(error).__name__}: {' '.join(str(error).split())}") from error
     if not isinstance(experiment, Experiment):
         raise UserError(f"experiment() of {path} gives a {type(experiment).__name__}, not a jmm.experiment.Experiment")
     return experiment
@@ -61,7 +63,9 @@ def override(base: Experiment, arguments: Sequence[str], program: str) -> Experi
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
-            return tyro.cli(type(base), default=base, args=list(arguments), prog=program, config=STYLE)
+            return tyro.cli(
+                type(base), default=base, args=list(arguments), prog=program, config=STYLE, use_underscores=True
+            )
     except SystemExit as stop:
         if stop.code == 0:
             sys.exit(0)

@@ -24,12 +24,12 @@ Axes = str | tuple[str, ...] | None
 """What cuts one dimension: a mesh axis, several together, or nothing."""
 
 PARAMETER_RULES: tuple[tuple[str, tuple[Axes, ...]], ...] = (
-    (r"(query|key|value)/kernel$", ("fsdp", "tensor", None)),
-    (r"(query|key|value)/bias$", ("tensor", None)),
-    (r"out/kernel$", ("tensor", None, "fsdp")),
-    (r"(up|gate)/kernel$", ("fsdp", "tensor")),
-    (r"(up|gate)/bias$", ("tensor",)),
-    (r"down/kernel$", ("tensor", "fsdp")),
+    (r"/(query|key|value)/kernel$", ("fsdp", "tensor", None)),
+    (r"/(query|key|value)/bias$", ("tensor", None)),
+    (r"/out/kernel$", ("tensor", None, "fsdp")),
+    (r"/(up|gate)/kernel$", ("fsdp", "tensor")),
+    (r"/(up|gate)/bias$", ("tensor",)),
+    (r"/down/kernel$", ("tensor", "fsdp")),
     # By rows alone: were the width cut too, looking a row up would have to be laid out anew for every batch.
     (r"embedding/embedding$", (("fsdp", "tensor"), None)),
     (r"patches/projection/kernel$", (None, None, None, "fsdp")),

@@ -1,6 +1,7 @@
 """Pictures of results, for the `report/` of a run."""
 
 import textwrap
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,7 +32,7 @@ def new_figure(width: float, height: float) -> "Figure":
 def curves(path: Path, panels: Mapping[str, Mapping[str, Curve]], title: str) -> None:
     """One panel for each figure over steps; a panel may hold several curves, each with a label."""
     figure = new_figure(4.6 * min(len(panels), 3), 3.4 * -(-len(panels) // 3) + 0.3)
-    figure.suptitle(title, color=INK, fontsize=13)
+    figure.suptitle(title, color=INK, fontsize=13, parse_math=False)
     for axes, (name, lines) in zip(_panels(figure, len(panels)), panels.items(), strict=True):
         for color, (label, points) in zip(COLORS * len(lines), lines.items(), strict=False):
             steps, values = zip(*points, strict=True)
@@ -45,7 +46,7 @@ def curves(path: Path, panels: Mapping[str, Mapping[str, Curve]], title: str) ->
         axes.ticklabel_format(axis="y", useOffset=False)
         axes.grid(color=RULE, linewidth=0.6)
         axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=140)
+    _save(figure, path)
 
 
 def similarity(path: Path, cosine: np.ndarray, captions: Sequence[str], images: Sequence[np.ndarray]) -> None:
@@ -59,13 +60,13 @@ def similarity(path: Path, cosine: np.ndarray, captions: Sequence[str], images: 
         _show(inset, image)
     top.set_ylim(0, 1)
     top.axis("off")
-    axes.set_yticks(range(rows), captions, fontsize=9)
+    axes.set_yticks(range(rows), captions, fontsize=9, parse_math=False)
     axes.set_xticks([])
     best = cosine.argmax(axis=0)
     axes.scatter(range(columns), best, marker="o", s=22, facecolor="none", edgecolor="#d1495b", linewidth=1.4)
     axes.set_xlabel("held-out images (circle: the closest caption)", color=INK)
     figure.colorbar(heat, ax=[top, axes], label="cosine similarity", fraction=0.03, pad=0.02)
-    figure.savefig(path, dpi=140)
+    _save(figure, path)
 
 
 def nearest(path: Path, queries: Sequence[str], images: Sequence[Sequence[np.ndarray]], cosine: np.ndarray) -> None:
@@ -75,13 +76,14 @@ def nearest(path: Path, queries: Sequence[str], images: Sequence[Sequence[np.nda
     grid = figure.subplots(len(queries), columns + 1, width_ratios=[2.2] + [1] * columns, squeeze=False)
     for row, query, found, scores in zip(grid, queries, images, cosine, strict=True):
         words = "\n".join(textwrap.wrap(f"“{query}”", 24))
-        row[0].text(0, 0.5, words, va="center", ha="left", fontsize=10, color=INK, transform=row[0].transAxes)
+        place = {"va": "center", "ha": "left", "transform": row[0].transAxes}
+        row[0].text(0, 0.5, words, fontsize=10, color=INK, parse_math=False, **place)
         for axes in row:
             axes.axis("off")
         for axes, image, score in zip(row[1:], found, scores, strict=False):
             _show(axes, image)
             axes.set_title(f"{score:.2f}", fontsize=9, color=INK, pad=3)
-    figure.savefig(path, dpi=140)
+    _save(figure, path)
 
 
 def _show(axes: "Axes", image: np.ndarray) -> None:
@@ -97,3 +99,10 @@ def _panels(figure: "Figure", count: int) -> list[Any]:
     for axes in grid[count:]:
         axes.axis("off")
     return list(grid[:count])
+
+
+def _save(figure: "Figure", path: Path) -> None:
+    with warnings.catch_warnings():
+        # A caption may be in a script that the font lacks; boxes in its place are all there is to say.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        figure.savefig(path, dpi=140)

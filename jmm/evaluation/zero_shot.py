@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float
 
+from data_pipelines.captions import caption
 from data_pipelines.pipeline import held_out
 from data_pipelines.protocol import Dataset
 from jmm.errors import UserError
@@ -41,7 +42,7 @@ class ZeroShot:
         image = model.outputs({"image": arrays["image"][chosen]}, ["image_embedding"])["image_embedding"]
         cosine = class_embeddings(model, self.labels, self.templates) @ image.T
         path = folder / "similarity.png"
-        captions = [self.templates[0].format(label) for label in self.labels]
+        captions = [caption(self.templates[0], label) for label in self.labels]
         pictures.similarity(path, cosine, captions, [examples[i]["image"] for i in chosen])
         return [path]
 
@@ -54,7 +55,7 @@ def class_embeddings(model: Model, labels: Sequence[str], templates: Sequence[st
     """
     if not labels:
         raise UserError("there are no labels to choose from")
-    texts = [template.format(label) for label in labels for template in templates]
+    texts = [caption(template, label) for label in labels for template in templates]
     embedding = model.outputs(model.preprocess(texts=texts), ["text_embedding"])["text_embedding"]
     mean = embedding.reshape(len(labels), len(templates), -1).mean(axis=1)
     return mean / np.linalg.norm(mean, axis=1, keepdims=True)

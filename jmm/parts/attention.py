@@ -36,7 +36,7 @@ class MultiHeadAttention(nn.Module):
     ) -> Float[Array, "B Q D"]:
         """Raises ValueError for a width that does not divide into the heads."""
         width = x.shape[-1]
-        if self.head_dim is None and width % self.num_heads:
+        if self.num_heads < 1 or (self.head_dim is None and width % self.num_heads):
             raise ValueError(f"a width of {width} does not divide into {self.num_heads} heads")
         head_dim = self.head_dim or width // self.num_heads
         num_kv_heads = self.num_kv_heads or self.num_heads

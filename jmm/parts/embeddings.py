@@ -21,7 +21,7 @@ class PatchEmbedding(nn.Module):
     def __call__(self, image: Float[Array, "B H W C"]) -> Float[Array, "B h w D"]:
         """Raises ValueError for an image whose sides do not divide by the patch size."""
         size, (batch, height, width, channels) = self.patch_size, image.shape
-        if height % size or width % size:
+        if size < 1 or height % size or width % size:
             raise ValueError(f"an image of {height}×{width} does not divide into patches of {size}×{size}")
         patches = image.reshape(batch, height // size, size, width // size, size, channels)
         return nn.DenseGeneral(

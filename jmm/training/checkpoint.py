@@ -27,6 +27,11 @@ from jmm.errors import UserError
 from jmm.experiment import Checkpoint
 from jmm.training.state import TrainState
 
+# Orbax warns of its own internals, and its tasks print each error that they also raise; what a user must know is
+# raised or said by us.
+logging.getLogger("absl").setLevel(logging.ERROR)
+logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+
 MANIFEST = "manifest.json"
 CHUNK = 1 << 20
 
@@ -47,10 +52,6 @@ class Checkpoints:
         options = ocp.CheckpointManagerOptions(
             preservation_policy=policies.AnyPreservationPolicy(keep), cleanup_tmp_directories=True
         )
-        # Orbax warns of its own internals, and its tasks print each error that they also raise; what a user must
-        # know is raised or said by us.
-        logging.getLogger("absl").setLevel(logging.ERROR)
-        logging.getLogger("asyncio").setLevel(logging.CRITICAL)
         self._manager = ocp.CheckpointManager(self.folder, options=options)
         self._pending: list[int] = []
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="manifest")

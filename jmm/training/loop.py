@@ -22,7 +22,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from rich.console import Console
 
-from data_pipelines.pipeline import training_batches
+from data_pipelines.pipeline import held_out, training_batches
 from jmm.distributed.sharding import on_mesh
 from jmm.errors import UserError
 from jmm.experiment import Experiment
@@ -169,7 +169,11 @@ class Run:
     def evaluate(self) -> None:
         """Runs the evaluations and writes what they find."""
         self._read(0)
-        figures = self._evaluated = evaluate(self.experiment, self.model())
+        try:
+            figures = self._evaluated = evaluate(self.experiment, self.model())
+        except Exception:
+            self.save()  # what was learnt is worth more than what could not be measured
+            raise
         if figures:
             self.figures |= figures
             self.metrics.write(self.done, figures)
@@ -230,8 +234,11 @@ def wanted(program: Program) -> list[str]:
 
 
 def check_data(program: Program) -> None:
-    """Raises UserError unless the dataset gives what the model reads, in the right shapes, shown by one example."""
+    """Raises UserError unless the dataset gives what the model reads, in the right shapes, shown by one example, and
+    held-out examples if there is something to evaluate."""
     experiment = program.experiment
+    if experiment.evaluations:
+        held_out(experiment.data)
     with training_batches(experiment.data, 1, experiment.seed, threads=0) as batches:
         batch = next(batches)
     for name, spec in experiment.model.batch_spec(1).items():

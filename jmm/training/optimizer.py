@@ -15,11 +15,11 @@ def make_schedule(config: Optimizer, steps: int) -> optax.Schedule:
     """Linear warm-up from 0, then constant, linear or cosine to `final_fraction` of the rate at the last step.
 
     Raises:
-      UserError: a warm-up longer than the run.
+      UserError: a warm-up longer than the run, or negative.
     """
     peak, warmup = config.learning_rate, config.warmup_steps
-    if warmup > steps:
-        raise UserError(f"optimizer.warmup_steps {warmup} is longer than the run of {steps} steps")
+    if not 0 <= warmup <= steps:
+        raise UserError(f"optimizer.warmup_steps must lie between 0 and the {steps} steps of the run, not {warmup}")
     left = max(steps - warmup, 1)
     after = {
         "constant": optax.constant_schedule(peak),
@@ -57,15 +57,21 @@ def matches(params: Any, patterns: tuple[str, ...]) -> Any:
     return jax.tree_util.tree_map_with_path(found, params)
 
 
-def check_patterns(params: Any, field: str, patterns: tuple[str, ...]) -> None:
-    """Raises UserError for a pattern that is no regular expression or is found in no path."""
-    paths = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+def check_expressions(field: str, patterns: tuple[str, ...]) -> None:
+    """Raises UserError for a pattern that is no regular expression."""
     for pattern in patterns:
         try:
-            hit = any(re.search(pattern, path) for path in paths)
+            re.compile(pattern)
         except re.error as error:
             raise UserError(f"{field}: {pattern!r} is no regular expression ({error})") from error
-        if not hit:
+
+
+def check_patterns(params: Any, field: str, patterns: tuple[str, ...]) -> None:
+    """Raises UserError for a pattern that is no regular expression, or is found in no path."""
+    check_expressions(field, patterns)
+    paths = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+    for pattern in patterns:
+        if not any(re.search(pattern, path) for path in paths):
             raise UserError(f"{field}: {pattern!r} matches no parameter; there are {paths[0]}, {paths[-1]} …")
 
 

@@ -15,7 +15,7 @@ from jmm.distributed.sharding import batch_sharding, on_mesh, replicated
 from jmm.errors import UserError
 from jmm.experiment import Experiment
 from jmm.protocol import Batch, Loss
-from jmm.training.optimizer import make_optimizer, make_schedule, merge, split
+from jmm.training.optimizer import check_expressions, make_optimizer, make_schedule, merge, split
 from jmm.training.state import TrainState, abstract_state, init_state
 
 Metrics = dict[str, jax.Array]
@@ -62,14 +62,14 @@ def build(experiment: Experiment, mesh: Mesh | None = None) -> Program:
     Raises:
       UserError: a mesh or a batch that does not fit, a pattern without a parameter, a model that cannot be built.
     """
+    check_fields(experiment)
     mesh = make_mesh(experiment.mesh) if mesh is None else mesh
     check_batch(experiment.batch_size, mesh, experiment.optimizer.accumulate)
-    check_positive(experiment)
     module = experiment.model.build(compute_dtype(experiment.precision))
     tx = make_optimizer(experiment.optimizer, experiment.steps)
     try:
         state, shardings = abstract_state(experiment, module, tx, mesh)
-    except ValueError as error:
+    except (ValueError, ArithmeticError, LookupError) as error:  # a width of 0 divides, an empty table is looked up
         raise UserError(f"the model of {experiment.name} cannot be built: {error}") from error
     step = jax.jit(
         make_step(experiment, module, tx),
@@ -80,20 +80,24 @@ def build(experiment: Experiment, mesh: Mesh | None = None) -> Program:
     return Program(experiment, module, mesh, state, shardings, step)
 
 
-def check_positive(experiment: Experiment) -> None:
-    """Raises UserError for counts below 1 and rates below 0."""
-    counts = {
-        "steps": experiment.steps,
-        "log_every": experiment.log_every,
-        "checkpoint.every": experiment.checkpoint.every,
-        "checkpoint.keep": experiment.checkpoint.keep,
-        "optimizer.accumulate": experiment.optimizer.accumulate,
+def check_fields(experiment: Experiment) -> None:
+    """Raises UserError for a count or a rate that is too low, and for a pattern that is no regular expression."""
+    optimizer = experiment.optimizer
+    at_least: dict[str, tuple[float, float]] = {
+        "steps": (experiment.steps, 1),
+        "log_every": (experiment.log_every, 1),
+        "evaluate_every": (experiment.evaluate_every, 0),
+        "data_threads": (experiment.data_threads, 0),
+        "checkpoint.every": (experiment.checkpoint.every, 1),
+        "checkpoint.keep": (experiment.checkpoint.keep, 1),
+        "optimizer.accumulate": (optimizer.accumulate, 1),
+        "optimizer.learning_rate": (optimizer.learning_rate, 0),
     }
-    for name, count in counts.items():
-        if count < 1:
-            raise UserError(f"{name} must be at least 1, not {count}")
-    if not experiment.optimizer.learning_rate >= 0:
-        raise UserError(f"optimizer.learning_rate must not be negative, it is {experiment.optimizer.learning_rate}")
+    for name, (value, least) in at_least.items():
+        if not value >= least:
+            raise UserError(f"{name} must be at least {least}, not {value}")
+    check_expressions("optimizer.freeze", optimizer.freeze)
+    check_expressions("optimizer.decay", optimizer.decay)
 
 
 def make_step(experiment: Experiment, module: nn.Module, tx: optax.GradientTransformation) -> StepFunction:

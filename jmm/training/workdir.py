@@ -3,6 +3,7 @@
 import dataclasses
 import importlib
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ MAY_CHANGE = ("mesh", "checkpoint", "evaluations", "evaluate_every", "log_every"
 """Fields that do not change what is learnt; a run may go on with others."""
 
 PACKAGES = ("jmm", "data_pipelines")
-"""Only dataclasses of these packages are made from a file."""
+"""Nothing else is imported because a file says so."""
 
 
 def claim(workdir: Path, experiment: Experiment) -> None:
@@ -27,6 +28,8 @@ def claim(workdir: Path, experiment: Experiment) -> None:
       UserError: it cannot be written, or belongs to an experiment that differs, naming the fields.
     """
     path = workdir / EXPERIMENT_FILE
+    if workdir.exists() and not workdir.is_dir():
+        raise UserError(f"the workdir {workdir} is a file; choose another --workdir")
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         if path.exists():
@@ -93,12 +96,15 @@ def from_json(value: Any, where: str) -> Any:
     fields = {name: from_json(item, f"{where}.{name}") for name, item in value.items() if name != KIND}
     if KIND not in value:
         return fields
-    module, _, name = value[KIND].partition(":")
-    if module.split(".")[0] not in PACKAGES:
-        raise UserError(f"{where} is a {value[KIND]}; only kinds of {' and '.join(PACKAGES)} can be read back")
+    module, _, name = str(value[KIND]).partition(":")
+    if module.split(".")[0] not in PACKAGES and module not in sys.modules:
+        raise UserError(
+            f"{where} is a {value[KIND]}; only kinds of {' and '.join(PACKAGES)} are read back, "
+            "and those of modules that you have imported before"
+        )
     try:
         kind: Any = getattr(importlib.import_module(module), name)
-        if dataclasses.is_dataclass(kind):
+        if isinstance(kind, type) and dataclasses.is_dataclass(kind):
             return kind(**fields)
         raise TypeError(f"{name} is no dataclass")
     except (ImportError, AttributeError, TypeError) as error:

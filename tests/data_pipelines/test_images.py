@@ -1,0 +1,198 @@
+"""Reading pictures of every kind, and what each transform does to their pixels."""
+
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from data_pipelines.images import affine, list_images, read_image, resize, to_channels
+from jmm.errors import UserError
+
+RED = np.full((4, 6, 3), (255, 0, 0), np.uint8)
+RANDOM = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)
+
+
+def test_png_is_exact(tmp_path):
+    Image.fromarray(RANDOM).save(tmp_path / "a.png")
+    np.testing.assert_array_equal(read_image(tmp_path / "a.png"), RANDOM)
+
+
+def test_jpeg_is_close(tmp_path):
+    Image.fromarray(RED).save(tmp_path / "a.jpg", quality=95)
+    np.testing.assert_allclose(read_image(tmp_path / "a.jpg").astype(int), RED, atol=3)
+
+
+@pytest.mark.parametrize(("mode", "expected"), [("P", (255, 0, 0)), ("L", (76, 76, 76)), ("1", (0, 0, 0))])
+def test_modes_become_rgb(tmp_path, mode, expected):
+    image = Image.fromarray(RED).convert(mode, **({"dither": Image.Dither.NONE} if mode == "1" else {}))
+    image.save(tmp_path / "a.png")
+    assert (read_image(tmp_path / "a.png") == expected).all()
+
+
+def test_transparent_parts_lie_on_white(tmp_path):
+    pixels = np.array([[[255, 0, 0, 0], [255, 0, 0, 255], [0, 0, 0, 128]]], np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    np.testing.assert_allclose(
+        read_image(tmp_path / "a.png").astype(int), [[[255] * 3, [255, 0, 0], [127] * 3]], atol=1
+    )
+
+
+def test_transparent_palette_lies_on_white(tmp_path):
+    image = Image.fromarray(np.array([[0, 1]], np.uint8)).convert("L").convert("P")
+    image.putpalette([10, 20, 30, 0, 0, 255])
+    image.save(tmp_path / "a.png", transparency=0)
+    np.testing.assert_array_equal(read_image(tmp_path / "a.png"), [[[255, 255, 255], [0, 0, 255]]])
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_16_bit_grey_keeps_its_shades(tmp_path, suffix):
+    Image.fromarray(np.array([[0, 0x4000, 0x8000, 0xFFFF]], np.uint16)).save(tmp_path / f"a.{suffix}")
+    found = read_image(tmp_path / f"a.{suffix}")[0, :, 0].astype(int)
+    np.testing.assert_allclose(found, [0, 64, 128, 255], atol=1)
+
+
+def test_a_camera_held_on_its_side_is_turned(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned clockwise by a quarter to look right
+    Image.fromarray(RANDOM).save(tmp_path / "a.png", exif=exif)
+    np.testing.assert_array_equal(read_image(tmp_path / "a.png"), np.rot90(RANDOM, -1))
+
+
+def truncated_jpeg(path):
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(path, "JPEG")
+    path.write_bytes(path.read_bytes()[:700])
+
+
+def bomb(path):
+    """A PNG header that promises 40,000 × 40,000 pixels."""
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", 40_000, 40_000, 8, 0, 0, 0, 0)
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IEND", b""))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        truncated_jpeg,
+        bomb,
+        lambda path: path.write_bytes(b""),
+        lambda path: path.write_text("I am a letter"),
+        lambda path: path.mkdir(),
+        lambda path: None,
+    ],
+    ids=["truncated", "bomb", "empty", "text", "folder", "missing"],
+)
+def test_what_cannot_be_read_is_named(tmp_path, damage):
+    path = tmp_path / "holiday.png"
+    damage(path)
+    with pytest.raises(UserError, match=r"holiday\.png"):
+        read_image(path)
+
+
+def test_list_images_goes_below_and_sorts(tmp_path):
+    (tmp_path / "b").mkdir()
+    (tmp_path / "album.png").mkdir()
+    for name in ("b/2.JPG", "z.png", "a.webp", "notes.txt"):
+        (tmp_path / name).touch()
+    assert list_images(tmp_path) == [tmp_path / name for name in ("a.webp", "b/2.JPG", "z.png")]
+
+
+@pytest.mark.parametrize("folder", ["", "missing"])
+def test_list_images_without_any(tmp_path, folder):
+    with pytest.raises(UserError, match=str(tmp_path / folder)):
+        list_images(tmp_path / folder)
+
+
+def white_square(height, width, side):
+    image = np.zeros((height, width, 3), np.uint8)
+    top, left = (height - side) // 2, (width - side) // 2
+    image[top : top + side, left : left + side] = 255
+    return image
+
+
+def extent(image):
+    """Rows and columns whose middle is bright."""
+    middle = image[image.shape[0] // 2], image[:, image.shape[1] // 2]
+    return int((middle[1] > 127).any(-1).sum()), int((middle[0] > 127).any(-1).sum())
+
+
+@pytest.mark.parametrize("shape", [(20, 40), (40, 20), (20, 20)])
+def test_crop_keeps_proportions(shape):
+    small = resize(white_square(*shape, 8), (10, 10), "crop")
+    assert small.shape == (10, 10, 3)
+    assert extent(small) == (4, 4)
+    np.testing.assert_array_equal(small, small[::-1, ::-1])
+
+
+def test_crop_to_another_shape_keeps_proportions():
+    assert extent(resize(white_square(40, 40, 16), (10, 20), "crop")) == (8, 8)
+
+
+def test_squash_keeps_the_whole_picture():
+    assert extent(resize(white_square(20, 40, 8), (10, 10), "squash")) == (4, 2)
+
+
+def test_resize_to_the_same_size_changes_nothing():
+    np.testing.assert_array_equal(resize(RANDOM, (6, 8), "crop"), RANDOM)
+    np.testing.assert_array_equal(resize(RANDOM[..., :1], (6, 8), "squash"), RANDOM[..., :1])
+
+
+# side * (width / side) is a hair more than width here: the box would start left of the picture
+@settings(deadline=None)
+@example(450, 225, 49, 49)
+@example(46, 23, 336, 336)
+@given(st.integers(1, 400), st.integers(1, 400), st.integers(1, 64), st.integers(1, 64))
+def test_crop_takes_any_size(height, width, rows, columns):
+    image = np.full((height, width, 1), 7, np.uint8)
+    assert (resize(image, (rows, columns), "crop") == np.full((rows, columns, 1), 7)).all()
+
+
+def test_to_channels():
+    colours = np.array([[[255, 0, 0], [0, 255, 0], [0, 0, 255], [9, 9, 9]]], np.uint8)
+    np.testing.assert_array_equal(to_channels(colours, 1)[..., 0], [[76, 150, 29, 9]])
+    grey = RANDOM[..., :1]
+    np.testing.assert_array_equal(to_channels(grey, 3), np.concatenate([grey] * 3, axis=2))
+    assert to_channels(RANDOM, 3) is RANDOM
+
+
+def test_affine_identity_is_exact():
+    np.testing.assert_array_equal(affine(RANDOM, 0.0, 1.0, (0.0, 0.0)), RANDOM)
+
+
+@settings(deadline=None)
+@given(st.integers(-7, 7), st.integers(-7, 7))
+def test_affine_by_whole_pixels_is_exact(down, across):
+    image = np.random.default_rng(1).integers(0, 256, (8, 8, 2), dtype=np.uint8)
+    rows, columns = np.clip(np.arange(8) - down, 0, 7), np.clip(np.arange(8) - across, 0, 7)
+    np.testing.assert_array_equal(affine(image, 0.0, 1.0, (down / 8, across / 8)), image[rows][:, columns])
+
+
+@pytest.mark.parametrize("size", [7, 8])
+def test_affine_by_quarters_is_clockwise_rot90(size):
+    image = RANDOM[:1].repeat(size, 0).repeat(2, 1)[:, :size] + np.arange(size, dtype=np.uint8)[:, None, None]
+    for quarters in range(-3, 4):
+        # float32 coordinates of at most 8 pixels are off by some 1e-6 of a pixel, times 255
+        np.testing.assert_allclose(
+            affine(image, 90.0 * quarters, 1.0, (0.0, 0.0)),
+            np.rot90(image, -quarters).astype(np.float32),
+            atol=2e-3,
+        )
+
+
+def test_affine_scale_above_one_enlarges():
+    square = white_square(16, 16, 4)
+    assert extent(affine(square, 0.0, 2.0, (0.0, 0.0))) == (8, 8)
+    assert extent(affine(square, 0.0, 0.5, (0.0, 0.0))) == (2, 2)
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (1, 5, 3), (5, 1, 1)])
+def test_affine_of_a_thin_picture(shape):
+    image = np.full(shape, 9, np.uint8)
+    np.testing.assert_allclose(affine(image, 30.0, 1.3, (0.4, -0.2)), image, atol=1e-5)

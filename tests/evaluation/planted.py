@@ -1,0 +1,86 @@
+"""A model whose embeddings are planted: what evaluations find is known beforehand."""
+
+from dataclasses import dataclass
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from data_pipelines.preprocess import Preprocess
+from data_pipelines.tokenizer import FIRST_BYTE
+from jmm.distributed.mesh import make_mesh
+from jmm.experiment import MeshShape
+from jmm.model import Model
+
+LETTERS = "abcd"
+SCALE = 2.0
+
+
+class Planted(nn.Module):
+    """An image of four pixels is its embedding; a text is the unit vector of its last letter, from a to d."""
+
+    @nn.compact
+    def __call__(self, *, image=None, text=None, text_mask=None, train=False):
+        outputs = {"logit_scale": jnp.float32(SCALE)}
+        if image is not None:
+            pixels = image.reshape(image.shape[0], -1)
+            outputs["image_embedding"] = pixels / jnp.linalg.norm(pixels, axis=1, keepdims=True)
+        if text is not None and text_mask is not None:
+            last = jnp.take_along_axis(text, text_mask.sum(1, keepdims=True) - 2, axis=1)[:, 0]
+            outputs["text_embedding"] = jax.nn.one_hot(last - FIRST_BYTE - ord("a"), len(LETTERS))
+        return outputs
+
+
+@dataclass(frozen=True)
+class Config:
+    """What the protocol asks of a system."""
+
+    def build(self, dtype=jnp.float32):
+        return Planted()
+
+    def batch_spec(self, batch_size):
+        return {"image": jax.ShapeDtypeStruct((batch_size, 1, 4, 1), jnp.float32)}
+
+    def loss(self, module, variables, batch, rngs):
+        raise NotImplementedError
+
+
+def preprocess():
+    """Pixels in [0, 1], so that black is no part of an embedding."""
+    return Preprocess((1, 4), 1, mean=(0.0,), std=(1.0,), text_length=24)
+
+
+def model():
+    """The planted model on all devices."""
+    return Model(Config(), Planted(), {}, preprocess(), make_mesh(MeshShape()), batch_size=8)
+
+
+def picture(*pixels):
+    """uint8 [1, 4, 1]: the share of each letter."""
+    return np.array(pixels, np.uint8).reshape(1, 4, 1)
+
+
+A, B, C, D = (picture(*row) for row in 255 * np.eye(4, dtype=int))
+
+
+@dataclass(frozen=True)
+class Data:
+    """Held-out examples as given."""
+
+    examples: tuple
+
+    def source(self, split):
+        return list(self.examples)
+
+    def augment(self, example, rng):
+        return example
+
+    def preprocessor(self):
+        return preprocess()
+
+
+def pairs(*rows, fields=("image", "caption", "label")):
+    """Data of (image, caption, label) rows, reduced to some fields."""
+    full = [dict(zip(("image", "caption", "label"), row, strict=True)) for row in rows]
+    return Data(tuple({name: row[name] for name in fields} for row in full))

@@ -1,0 +1,52 @@
+"""Every shipped experiment loads and its step traces, on one device and on a mesh of eight."""
+
+import ast
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import pytest
+
+from jmm.distributed.mesh import make_mesh
+from jmm.distributed.sharding import on_mesh
+from jmm.experiment import MeshShape
+from jmm.overrides import read_experiment_file
+from jmm.training.loop import check_data
+from jmm.training.step import build
+
+ROOT = Path(__file__).parents[2]
+FILES = sorted((ROOT / "experiments").glob("*.py"))
+
+
+def test_there_are_some():
+    assert ROOT / "experiments" / "quickstart.py" in FILES
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_docstring_names_its_command(file):
+    text = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
+    assert f"jmm train experiments/{file.name} --workdir " in text
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_name_is_the_name_of_the_file(file):
+    assert read_experiment_file(file).name == file.stem
+
+
+@pytest.mark.parametrize("devices", [1, 8])
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_step_traces(file, devices):
+    shape = MeshShape() if devices == 1 else MeshShape(fsdp=2, tensor=2)
+    mesh = make_mesh(shape, jax.devices()[:devices])
+    experiment = replace(read_experiment_file(file), mesh=shape)
+    program = build(experiment, mesh)
+    with on_mesh(mesh):
+        state, metrics = jax.eval_shape(program.step, program.state, experiment.model.batch_spec(experiment.batch_size))
+    before, after = ([(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(s)] for s in (program.state, state))
+    assert after == before
+    assert {"loss", "grad_norm", "learning_rate"} <= metrics.keys()
+    assert all(value.shape == () for value in metrics.values())
+
+
+def test_quickstart_data_is_what_its_model_reads():
+    check_data(build(read_experiment_file(ROOT / "experiments" / "quickstart.py")))

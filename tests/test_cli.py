@@ -1,0 +1,211 @@
+"""The `jmm` command: one sentence on standard error when something is wrong, one JSON object with --json."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from experiments.quickstart import experiment
+from jmm import cli
+from jmm.overrides import field_names
+from tests.evaluation import planted
+
+ROOT = Path(__file__).parents[1]
+QUICKSTART = str(ROOT / "experiments" / "quickstart.py")
+HEAVY = ("jax", "flax", "numpy", "tyro", "rich", "PIL", "orbax", "grain", "matplotlib", "sklearn")
+
+
+def jmm(capsys, *arguments):
+    """Exit code, standard output and standard error of a command."""
+    try:
+        code = cli.main([str(argument) for argument in arguments])
+    except SystemExit as stop:
+        code = stop.code
+    return code, *capsys.readouterr()
+
+
+def refused(capsys, *arguments):
+    """The one line that a command leaves on standard error, and nothing on standard output."""
+    code, out, err = jmm(capsys, *arguments)
+    assert code not in (0, None)
+    assert out == ""
+    assert err.startswith("jmm") and err.endswith("\n") and err.count("\n") == 1, err
+    return err
+
+
+def test_help_imports_nothing_heavy():
+    code = f"""
+import sys
+from jmm.cli import main
+try:
+    main(["--help"])
+finally:
+    print([name for name in {HEAVY} if name in sys.modules], file=sys.stderr)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0
+    assert done.stderr == "[]\n"
+    for command in ("train", "evaluate", "classify", "search", "zoo"):
+        assert command in done.stdout
+
+
+def test_as_a_module():
+    done = subprocess.run(
+        [sys.executable, "-m", "jmm", "zoo", "nope"], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "jmm zoo: there is no system nope; there are clip, vit\n"
+
+
+def test_version(capsys):
+    assert jmm(capsys, "--version") == (0, "jmm 0.1.0\n", "")
+
+
+@pytest.mark.parametrize("command", ["train", "evaluate", "classify", "search", "zoo"])
+def test_every_command_has_help(capsys, command):
+    code, out, err = jmm(capsys, command, "--help")
+    assert (code, err) == (0, "")
+    assert f"jmm {command}" in out and "--json" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ([], "COMMAND"),
+        (["fly"], "'fly' (choose from"),
+        (["zoo", "--colour"], "--colour"),
+        (["zoo", "clip", "vit"], "vit"),
+        (["evaluate"], "DIR"),
+        (["classify", "DIR", "a.png"], "--labels"),
+        (["train"], "FILE.py is missing"),
+        (["train", "missing.py", "--workdir", "D"], "there is no experiment file missing.py"),
+        (["train", QUICKSTART], "--workdir DIR is missing"),
+        (["train", QUICKSTART, "--stepps", "5"], "there is no field stepps; the nearest is steps"),
+        (["train", QUICKSTART, "--steps", "many"], "many"),
+        (["train", QUICKSTART, "--num-processes", "2", "--workdir", "D"], "--coordinator HOST:PORT"),
+        (
+            ["train", QUICKSTART, "--mesh.fsdp", "3", "--show-sharding"],
+            "a multiple of 3 devices, there are 8",
+        ),
+        (["train", QUICKSTART, "--batch_size", "12", "--show-sharding"], "a batch of 12"),
+        (["train", QUICKSTART, "--steps", "0", "--show-sharding"], "steps must be at least 1, not 0"),
+        (["train", QUICKSTART, "--optimizer.accumulate", "0", "--show-sharding"], "optimizer.accumulate"),
+        (["train", QUICKSTART, "--optimizer.freeze", "(", "--show-sharding"], "optimizer.freeze"),
+        (
+            ["train", QUICKSTART, "--model.image.patch_size", "5", "--show-sharding"],
+            "does not divide into patches of 5",
+        ),
+        (["train", QUICKSTART, "--model.image.patch_size", "0", "--show-sharding"], "patch"),
+        (["train", QUICKSTART, "--model.image.encoder.num_heads", "5", "--show-sharding"], "5 heads"),
+        (["train", QUICKSTART, "--model.image.encoder.num_heads", "0", "--show-sharding"], "heads"),
+        (["zoo", "nope"], "there is no system nope; there are clip, vit"),
+        (["classify", "DIR", "missing.png", "--labels", "a,b"], "missing.png"),
+        (["classify", "DIR", "a.png", "--labels", " , "], "--labels names no label"),
+        (["classify", "DIR", "a.png", "--labels", "a", "--template", "a photo"], "--template needs {}"),
+        (["search", "DIR", "a", "--images", "missing"], "there is no folder missing"),
+        (["search", "DIR", "a", "--images", ".", "--count", "0"], "--count must be at least 1"),
+    ],
+    ids=lambda value: " ".join(value).replace(QUICKSTART, "FILE") if isinstance(value, list) else "",
+)
+def test_mistakes_are_one_line(capsys, monkeypatch, tmp_path, arguments, says):
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (4, 4)).save("a.png")
+    assert says in refused(capsys, *arguments)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
+
+
+def test_mistakes_with_json_leave_standard_output_empty(capsys):
+    assert "nope" in refused(capsys, "zoo", "nope", "--json")
+
+
+@pytest.mark.parametrize("command", ["evaluate", "classify", "search"])
+def test_a_folder_that_is_no_workdir(capsys, tmp_path, command):
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+    more = {"classify": [tmp_path / "a.png", "--labels", "a,b"], "search": ["a", "--images", tmp_path]}
+    message = refused(capsys, command, tmp_path, *more.get(command, []))
+    assert f"{tmp_path} is no workdir of jmm" in message
+
+
+def test_help_of_an_experiment_lists_every_field(capsys):
+    code, out, err = jmm(capsys, "train", QUICKSTART, "--help")
+    assert (code, err) == (0, "")
+    assert "--workdir" in out
+    assert [name for name, _ in field_names(experiment()) if f"--{name}" not in out] == []
+
+
+def test_zoo(capsys):
+    code, out, err = jmm(capsys, "zoo")
+    assert (code, err) == (0, "")
+    assert [line.split()[0] for line in out.splitlines()] == ["clip", "vit"]
+    code, out, err = jmm(capsys, "zoo", "clip")
+    assert (code, err) == (0, "")
+    for words in ("Radford et al. 2021", "image [B,H,W,C]", "text_embedding", "clip_b32", "clip_l14_336"):
+        assert words in out
+
+
+@pytest.mark.parametrize(
+    "arguments", [["zoo"], ["zoo", "vit"], ["train", QUICKSTART, "--show-sharding"], ["train", "--help"]]
+)
+def test_json_is_one_object(capsys, arguments):
+    code, out, err = jmm(capsys, *arguments, "--json")
+    assert (code, err) == (0, "")
+    assert out.endswith("}\n") and out.count("\n") == 1
+    assert "text" not in json.loads(out)
+
+
+def test_show_sharding(capsys):
+    code, out, err = jmm(capsys, "train", QUICKSTART, "--show-sharding", "--mesh.fsdp", "2", "--mesh.tensor", "2")
+    assert (code, err) == (0, "")
+    assert "data 2, fsdp 2, tensor 2, sequence 1" in out
+    assert "params/image/encoder/blocks/mlp/up/kernel" in out
+    _, whole, _ = jmm(capsys, "train", QUICKSTART, "--show-sharding", "--json")
+    _, cut, _ = jmm(capsys, "train", QUICKSTART, "--show-sharding", "--json", "--mesh.fsdp", "2", "--mesh.tensor", "2")
+    whole, cut = json.loads(whole), json.loads(cut)
+    assert [row["path"] for row in whole["arrays"]] == [row["path"] for row in cut["arrays"]]
+    assert cut["bytes_per_device"] == sum(row["bytes_per_device"] for row in cut["arrays"])
+    assert 0.25 < cut["bytes_per_device"] / whole["bytes_per_device"] < 0.35
+
+
+@pytest.fixture
+def album(tmp_path, monkeypatch):
+    """Pictures that a planted model knows, and the model in place of any workdir's."""
+    monkeypatch.setattr(cli, "load_clip", lambda workdir: planted.model())
+    for name, pixels in {"a": planted.A, "b": planted.B, "ab": planted.picture(153, 204, 0, 0)}.items():
+        Image.fromarray(pixels[..., 0]).save(tmp_path / f"{name}.png")
+    return tmp_path
+
+
+def test_classify(capsys, album):
+    arguments = [
+        "classify",
+        "DIR",
+        album / "a.png",
+        album / "ab.png",
+        "--labels",
+        "a, b,",
+        "--template",
+        "{}",
+    ]
+    code, out, err = jmm(capsys, *arguments, "--json")
+    assert (code, err) == (0, "")
+    first, second = json.loads(out)["images"]
+    assert first["image"] == str(album / "a.png")
+    assert list(first["labels"]) == ["a", "b"] and list(second["labels"]) == ["b", "a"]
+    assert first["labels"]["a"] == pytest.approx(1 / (1 + np.exp(-planted.SCALE)), abs=1e-5)
+    code, out, _ = jmm(capsys, *arguments)
+    assert (code, out.splitlines()[0]) == (0, f"{album / 'a.png'}: a")
+
+
+def test_search(capsys, album):
+    arguments = ["search", "DIR", "pictures of a", "--images", album, "--count", "2"]
+    code, out, err = jmm(capsys, *arguments, "--json")
+    assert (code, err) == (0, "")
+    found = json.loads(out)
+    assert [Path(each["image"]).name for each in found["images"]] == ["a.png", "ab.png"]
+    assert [each["similarity"] for each in found["images"]] == pytest.approx([1, 0.6], abs=1e-5)
+    code, out, _ = jmm(capsys, *arguments)
+    assert (code, out) == (0, f"  1.000  {album / 'a.png'}\n  0.600  {album / 'ab.png'}\n")
