@@ -66,11 +66,11 @@ class Digits:
     def augment(self, example: Example, rng: np.random.Generator) -> Example:
         """A random caption, and a random turn, size and place."""
         template = self.templates[rng.integers(len(self.templates))]
-        angle, scale = rng.uniform(-self.rotate, self.rotate), 1 + rng.uniform(-self.scale, self.scale)
-        down, across = rng.uniform(-self.shift, self.shift, 2)
+        angle, scale, down, across = rng.uniform(-1, 1, 4)
+        shift = (down * self.shift, across * self.shift)
         return {
             **example,
-            "image": affine(example["image"], angle, scale, (down, across)),
+            "image": affine(example["image"], angle * self.rotate, 1 + scale * self.scale, shift),
             "caption": caption(template, NAMES[example["label"]]),
         }
 

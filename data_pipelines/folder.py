@@ -52,9 +52,9 @@ class ImageFolder:
 
     def augment(self, example: Example, rng: np.random.Generator) -> Example:
         """A random turn, size and place."""
-        angle, scale = rng.uniform(-self.rotate, self.rotate), 1 + rng.uniform(-self.scale, self.scale)
-        down, across = rng.uniform(-self.shift, self.shift, 2)
-        return {**example, "image": affine(example["image"], angle, scale, (down, across))}
+        angle, scale, down, across = rng.uniform(-1, 1, 4)
+        shift = (down * self.shift, across * self.shift)
+        return {**example, "image": affine(example["image"], angle * self.rotate, 1 + scale * self.scale, shift)}
 
     def preprocessor(self) -> Preprocess:
         """As configured."""

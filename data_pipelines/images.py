@@ -96,14 +96,15 @@ def affine(
     sin, cos = np.float32(math.sin(turn) * zoom), np.float32(math.cos(turn) * zoom)
     from_y = (cos * y - sin * x + np.float32((height - 1) / 2)).clip(0, height - 1)
     from_x = (sin * y + cos * x + np.float32((width - 1) / 2)).clip(0, width - 1)
-    # Clipped so that the next row and column exist; at the far border their weight is 1.
-    top, left = from_y.astype(np.int32), from_x.astype(np.int32)
-    top, left = np.minimum(top, max(height - 2, 0)), np.minimum(left, max(width - 2, 0))
+    # Cut so that there is a next row and column; at the far border their weight is 1.
+    top = np.minimum(from_y.astype(np.int32), max(height - 2, 0))
+    left = np.minimum(from_x.astype(np.int32), max(width - 2, 0))
     down, across = (from_y - top)[:, None], (from_x - left)[:, None]
-    corner, below, beside = top * width + left, width * (height > 1), int(width > 1)
-    pixels = image.reshape(-1, channels).astype(np.float32)
-    upper = pixels.take(corner, axis=0) * (1 - across) + pixels.take(corner + beside, axis=0) * across
-    lower = pixels.take(corner + below, axis=0) * (1 - across) + pixels.take(corner + below + beside, axis=0) * across
+    below, beside = width * (height > 1), int(width > 1)
+    corners = top * width + left + np.array([[0], [beside], [below], [below + beside]], np.int32)
+    upper_left, upper_right, lower_left, lower_right = image.reshape(-1, channels).astype(np.float32)[corners]
+    upper = upper_left + (upper_right - upper_left) * across
+    lower = lower_left + (lower_right - lower_left) * across
     return (upper + (lower - upper) * down).reshape(height, width, channels)
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -49,12 +50,16 @@ class Preprocess:
         mean, std = np.asarray(self.mean, np.float32), np.asarray(self.std, np.float32)
         return ((image.astype(np.float32) / 255 - mean) / std).astype(np.float32)
 
+    @lru_cache(maxsize=1 << 14)  # noqa: B019  a handful of these live as long as the process; captions come back each epoch
     def text(self, text: str) -> tuple[Int[np.ndarray, "L"], Bool[np.ndarray, "L"]]:
         """Ids padded to `text_length`, and true where a token is real."""
         ids = self.tokenizer.encode(text, self.text_length)
         padded = np.full(self.text_length, PAD, np.int32)
         padded[: len(ids)] = ids
-        return padded, np.arange(self.text_length) < len(ids)
+        mask = np.arange(self.text_length) < len(ids)
+        padded.setflags(write=False)
+        mask.setflags(write=False)
+        return padded, mask
 
     def arrays(self, example: dict[str, Any]) -> Arrays:
         """One example, its image already fitted, to the fields of a batch."""

@@ -86,6 +86,22 @@ def nearest(path: Path, queries: Sequence[str], images: Sequence[Sequence[np.nda
     _save(figure, path)
 
 
+def confusion(path: Path, counts: np.ndarray, labels: Sequence[str]) -> None:
+    """How many examples of each class (rows) were taken for each class (columns)."""
+    figure = new_figure(0.5 * len(labels) + 2, 0.5 * len(labels) + 1.6)
+    axes = figure.subplots()
+    axes.imshow(counts, cmap="Blues")
+    for row, column in np.argwhere(counts):
+        dark = counts[row, column] > counts.max() / 2
+        color = "white" if dark else INK
+        axes.text(column, row, str(counts[row, column]), ha="center", va="center", fontsize=8, color=color)
+    axes.set_xticks(range(len(labels)), labels, rotation=45, ha="right", parse_math=False)
+    axes.set_yticks(range(len(labels)), labels, parse_math=False)
+    axes.set_xlabel("found", color=INK)
+    axes.set_ylabel("true", color=INK)
+    _save(figure, path)
+
+
 def _show(axes: "Axes", image: np.ndarray) -> None:
     grey = image.shape[2] == 1
     axes.imshow(image[:, :, 0] if grey else image, cmap="gray" if grey else None, vmin=0, vmax=255)

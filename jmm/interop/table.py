@@ -1,5 +1,6 @@
 """One table a family: which tensor of ours is which of theirs, and how its axes lie. Read in both directions."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -51,10 +52,12 @@ def import_tensors(table: Sequence[Row], tensors: Tensors, abstract: Any) -> Any
             left.discard(name)
             if name not in tensors:
                 problems.append(f"{name} is missing")
-            elif tensors[name].size != np.prod(shape, dtype=int):
-                problems.append(f"{name} is {tensors[name].shape}, which does not fit {shape}")
-            else:
-                parts.append(_to_ours(tensors[name], shape, rows[path].layout))
+                continue
+            theirs = tensors[name].shape
+            if not _fits(theirs, shape, rows[path].layout):
+                problems.append(f"{name} is {theirs}, which does not fit {shape}")
+                continue
+            parts.append(_to_ours(tensors[name], shape, rows[path].layout).astype(leaf.dtype))
         stacked = LAYER in rows[path].theirs
         if not problems:
             found[path] = np.stack(parts) if stacked else parts[0]
@@ -97,6 +100,15 @@ def _names(row: Row, shape: tuple[int, ...]) -> Iterator[tuple[str, tuple[int, .
         yield row.theirs.replace(LAYER, str(layer)), shape[1:]
 
 
+def _fits(theirs: tuple[int, ...], ours: tuple[int, ...], layout: Layout) -> bool:
+    if layout == "conv":
+        return len(theirs) == 4 and tuple(theirs[i] for i in (2, 3, 1, 0)) == ours
+    if layout == "same":
+        return math.prod(theirs) == math.prod(ours)
+    inputs = 2 if layout == "linear2" else 1
+    return theirs == (math.prod(ours[inputs:]), math.prod(ours[:inputs]))
+
+
 def _to_ours(tensor: np.ndarray, shape: tuple[int, ...], layout: Layout) -> np.ndarray:
     if layout == "conv":
         tensor = tensor.transpose(2, 3, 1, 0)
@@ -110,7 +122,7 @@ def _to_theirs(array: np.ndarray, shape: tuple[int, ...], layout: Layout) -> np.
         array = array.transpose(3, 2, 0, 1)
     elif layout != "same":
         inputs = 2 if layout == "linear2" else 1
-        array = array.reshape(int(np.prod(array.shape[:inputs])), -1).T
+        array = array.reshape(math.prod(array.shape[:inputs]), -1).T
     return np.ascontiguousarray(array).reshape(shape)
 
 

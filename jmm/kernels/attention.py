@@ -36,7 +36,11 @@ def attention(
     if q.shape[0] != k.shape[0] or q.shape[3] != k.shape[3]:
         raise ValueError(f"q and k must share batch size and head width: {_shapes(q, k)}")
     if q.shape[2] % k.shape[2]:
-        raise ValueError(f"{q.shape[2]} query heads do not divide into groups over {k.shape[2]} key heads")
+        raise ValueError(
+            f"{q.shape[2]} query heads do not divide into groups over {k.shape[2]} key heads: {_shapes(q, k)}"
+        )
+    if mask is not None:
+        mask.check(q.shape[1], k.shape[1])
     if bias is not None:
         whole = (q.shape[0], q.shape[2], q.shape[1], k.shape[1])
         fits = bias.ndim == 4 and bias.shape[2:] == whole[2:]

@@ -10,22 +10,23 @@ kernel asks for one block of positions at a time. Formulas are JAX pytrees, so t
 """
 
 import abc
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Bool, Int
 
-Positions = Int[Array, "N"]
-Labels = Int[Array, "B N"]
-
 
 class Mask(abc.ABC):
     """A predicate over two tokens; true where the query may look at the key."""
 
     @abc.abstractmethod
-    def visible(self, q: Positions, k: Positions) -> Bool[Array, "#B Q K"]:
+    def visible(self, q: Int[Array, "Q"], k: Int[Array, "K"]) -> Bool[Array, "#B Q K"]:
         """The predicate for every pair of the query positions `q` and the key positions `k`."""
+
+    def check(self, q_length: int, k_length: int) -> None:  # noqa: B027  a formula without labels has none to check
+        """Raises ValueError if the labels are not as many as the tokens."""
 
     def dense(self, q_length: int, k_length: int) -> Bool[Array, "#B Q K"]:
         """The whole [B or 1, Q, K] array, for the reference attention and for tests."""
@@ -42,10 +43,14 @@ class Mask(abc.ABC):
 class And(Mask):
     """Both formulas allow the pair."""
 
-    left: Mask
-    right: Mask
+    left: Any
+    right: Any
 
-    def visible(self, q: Positions, k: Positions) -> Bool[Array, "#B Q K"]:
+    def check(self, q_length: int, k_length: int) -> None:
+        self.left.check(q_length, k_length)
+        self.right.check(q_length, k_length)
+
+    def visible(self, q: Int[Array, "Q"], k: Int[Array, "K"]) -> Bool[Array, "#B Q K"]:
         return self.left.visible(q, k) & self.right.visible(q, k)
 
 
@@ -53,10 +58,14 @@ class And(Mask):
 class Or(Mask):
     """Either formula allows the pair."""
 
-    left: Mask
-    right: Mask
+    left: Any
+    right: Any
 
-    def visible(self, q: Positions, k: Positions) -> Bool[Array, "#B Q K"]:
+    def check(self, q_length: int, k_length: int) -> None:
+        self.left.check(q_length, k_length)
+        self.right.check(q_length, k_length)
+
+    def visible(self, q: Int[Array, "Q"], k: Int[Array, "K"]) -> Bool[Array, "#B Q K"]:
         return self.left.visible(q, k) | self.right.visible(q, k)
 
 
@@ -64,7 +73,7 @@ class Or(Mask):
 class Causal(Mask):
     """k ≤ q."""
 
-    def visible(self, q: Positions, k: Positions) -> Bool[Array, "1 Q K"]:
+    def visible(self, q: Int[Array, "Q"], k: Int[Array, "K"]) -> Bool[Array, "1 Q K"]:
         return (k[None, :] <= q[:, None])[None]
 
 
@@ -72,9 +81,9 @@ class Causal(Mask):
 class Prefix(Mask):
     """k ≤ q or k < length: the prefix sees itself whole, the rest is causal."""
 
-    length: int | Int[Array, "B"]
+    length: Any
 
-    def visible(self, q: Positions, k: Positions) -> Bool[Array, "#B Q K"]:
+    def visible(self, q: Int[Array, "Q"], k: Int[Array, "K"]) -> Bool[Array, "#B Q K"]:
         length = jnp.atleast_1d(jnp.asarray(self.length))[:, None, None]
         return (k[None, None, :] <= q[None, :, None]) | (k[None, None, :] < length)
 
@@ -83,10 +92,13 @@ class Prefix(Mask):
 class Segments(Mask):
     """Both tokens bear the same segment id."""
 
-    q_ids: Labels
-    k_ids: Labels
+    q_ids: Any
+    k_ids: Any
 
-    def visible(self, q: Positions, k: Positions) -> Bool[Array, "B Q K"]:
+    def check(self, q_length: int, k_length: int) -> None:
+        _check_labels("segments", (self.q_ids.shape[1], self.k_ids.shape[1]), (q_length, k_length))
+
+    def visible(self, q: Int[Array, "Q"], k: Int[Array, "K"]) -> Bool[Array, "B Q K"]:
         return self.q_ids[:, q][:, :, None] == self.k_ids[:, k][:, None, :]
 
 
@@ -98,10 +110,13 @@ class Media(Mask):
     that each visual token belongs to.
     """
 
-    q_media: Labels
-    k_media: Labels
+    q_media: Any
+    k_media: Any
 
-    def visible(self, q: Positions, k: Positions) -> Bool[Array, "B Q K"]:
+    def check(self, q_length: int, k_length: int) -> None:
+        _check_labels("media", (self.q_media.shape[1], self.k_media.shape[1]), (q_length, k_length))
+
+    def visible(self, q: Int[Array, "Q"], k: Int[Array, "K"]) -> Bool[Array, "B Q K"]:
         latest = self.q_media[:, q][:, :, None]
         return (latest == self.k_media[:, k][:, None, :]) & (latest > 0)
 
@@ -112,7 +127,7 @@ class Window(Mask):
 
     width: int = struct.field(pytree_node=False)
 
-    def visible(self, q: Positions, k: Positions) -> Bool[Array, "1 Q K"]:
+    def visible(self, q: Int[Array, "Q"], k: Int[Array, "K"]) -> Bool[Array, "1 Q K"]:
         return (jnp.abs(q[:, None] - k[None, :]) < self.width)[None]
 
 
@@ -120,10 +135,21 @@ class Window(Mask):
 class Valid(Mask):
     """The key is a real token, not padding."""
 
-    mask: Bool[Array, "B N"]
+    mask: Any
 
-    def visible(self, q: Positions, k: Positions) -> Bool[Array, "B Q K"]:
+    def check(self, q_length: int, k_length: int) -> None:
+        _check_labels("valid", (q_length, self.mask.shape[1]), (q_length, k_length))
+
+    def visible(self, q: Int[Array, "Q"], k: Int[Array, "K"]) -> Bool[Array, "B Q K"]:
         return jnp.broadcast_to(self.mask[:, k][:, None, :], (self.mask.shape[0], q.shape[0], k.shape[0]))
+
+
+def _check_labels(name: str, labels: tuple[int, int], tokens: tuple[int, int]) -> None:
+    if labels != tokens:
+        raise ValueError(
+            f"the mask {name} has labels for {labels[0]} queries and {labels[1]} keys, "
+            f"but there are {tokens[0]} queries and {tokens[1]} keys"
+        )
 
 
 def causal() -> Mask:
@@ -136,12 +162,12 @@ def prefix(length: int | Int[jax.Array, "B"]) -> Mask:
     return Prefix(length)
 
 
-def segments(q_ids: Labels, k_ids: Labels) -> Mask:
+def segments(q_ids: Int[Array, "B Q"], k_ids: Int[Array, "B K"]) -> Mask:
     """Ids equal; both [B, L]. Packed rows and images of variable resolution."""
     return Segments(q_ids, k_ids)
 
 
-def media(q_media: Labels, k_media: Labels) -> Mask:
+def media(q_media: Int[Array, "B Q"], k_media: Int[Array, "B K"]) -> Mask:
     """A text token sees the tokens of the latest image before it, and none if there is none."""
     return Media(q_media, k_media)
 

@@ -6,6 +6,11 @@
                                                                              text_embedding [B,E]
 
 With `objective="sigmoid"` the same two towers learn by the loss of SigLIP (Zhai et al. 2023).
+
+Inputs: image float32 [B,H,W,C]; text int32 [B,L], text_mask bool [B,L]; one of the two is enough for its own outputs.
+Outputs: image_embedding, text_embedding [B,E] (unit length), image_features [B,N,D], text_features [B,L,D],
+logit_scale.
+Checked: transformers.CLIPModel, outputs, loss and gradients (tests/models/test_clip_parity.py).
 """
 
 import math
@@ -115,6 +120,8 @@ class CLIP(nn.Module):
     ) -> Outputs:
         """Gives image_embedding, text_embedding [B,E] (unit length), image_features [B,N,D], text_features
         [B,L,D], logit_scale and, for the sigmoid objective, logit_bias."""
+        if (text is None) != (text_mask is None):
+            raise ValueError("text and text_mask go together: the mask says where each text ends")
         outputs: Outputs = {}
         if image is not None:
             features, pooled = ImageEncoder(self.config.image, self.dtype, name="image")(image, train)

@@ -5,6 +5,10 @@
                                                              logits [B,V] ◄── head ◄── image_pooled [B,D]
 
 The image encoder stands apart from the classifier, because CLIP and others are built on it.
+
+Inputs: image float32 [B,H,W,C]; label int32 [B] for the loss.
+Outputs: image_features [B,N,D], image_pooled [B,D], logits [B,V].
+Checked: transformers.ViTForImageClassification, outputs and gradients (tests/models/test_vit_parity.py).
 """
 
 from dataclasses import dataclass

@@ -34,12 +34,15 @@ class MultiHeadAttention(nn.Module):
         bias: Float[Array, "#B #H Q K"] | None = None,
         positions: Int[Array, "#B Q"] | None = None,
     ) -> Float[Array, "B Q D"]:
-        """Raises ValueError for a width that does not divide into the heads."""
+        """Raises ValueError for a width that does not divide into the heads, and for rotary positions between two
+        sequences: they say nothing about each other's places."""
         width = x.shape[-1]
         if self.num_heads < 1 or (self.head_dim is None and width % self.num_heads):
             raise ValueError(f"a width of {width} does not divide into {self.num_heads} heads")
         head_dim = self.head_dim or width // self.num_heads
         num_kv_heads = self.num_kv_heads or self.num_heads
+        if self.rotary_base is not None and context is not None:
+            raise ValueError("rotary positions are for self-attention; there is a context")
         context = x if context is None else context
 
         q = self._project(self.num_heads, head_dim, "query")(x)

@@ -82,6 +82,8 @@ class Block(nn.Module):
         train: bool = False,
     ) -> Float[Array, "B L D"]:
         cfg = self.config
+        if cfg.cross_attention != (context is not None):
+            raise ValueError("a block with cross_attention needs a context, and one without takes none")
         x = nn.with_logical_constraint(x, ("batch", "length", "embed"))
 
         def attend(base: float | None, name: str) -> MultiHeadAttention:

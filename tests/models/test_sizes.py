@@ -1,0 +1,115 @@
+"""Full-size models by abstract evaluation: shapes and parameter counts are those published."""
+
+import math
+
+import jax
+import pytest
+
+from jmm.models import clip, vit
+from jmm.protocol import inputs_of
+from tests.arrays import abstract_params
+
+VIT = {
+    "vit_b16": 86_567_656,
+    "vit_b32": 88_224_232,
+    "vit_l16": 304_326_632,
+    "vit_l32": 306_535_400,
+    "vit_h14": 632_045_800,
+}
+CLIP = {
+    "clip_b32": 151_277_313,
+    "clip_b16": 149_620_737,
+    "clip_l14": 427_616_513,
+    "clip_l14_336": 427_944_193,
+}
+
+
+def count(config):
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(abstract_params(config)))
+
+
+def outputs_of(config, batch_size):
+    module, batch = config.build(), config.batch_spec(batch_size)
+    outputs, _ = jax.eval_shape(
+        lambda batch: module.init_with_output(jax.random.key(0), **inputs_of(module, batch)), batch
+    )
+    return {name: (each.shape, each.dtype.name) for name, each in outputs.items()}
+
+
+def blocks(width, depth, mlp_dim):
+    """Four projections with biases, two layers of the feed-forward, two norms."""
+    return depth * (4 * width * (width + 1) + 2 * width * mlp_dim + mlp_dim + width + 4 * width)
+
+
+def image_tower(width, depth, patch, size, patch_bias, norms):
+    tokens = 1 + (size // patch) ** 2
+    patches = patch * patch * 3 * width + patch_bias * width
+    return patches + width + tokens * width + blocks(width, depth, 4 * width) + norms * 2 * width
+
+
+# name: width, depth, patch
+VIT_SIZES = {
+    "vit_b16": (768, 12, 16),
+    "vit_b32": (768, 12, 32),
+    "vit_l16": (1024, 24, 16),
+    "vit_l32": (1024, 24, 32),
+    "vit_h14": (1280, 32, 14),
+}
+# name: width, depth, patch, image size, text width, embedding
+CLIP_SIZES = {
+    "clip_b32": (768, 12, 32, 224, 512, 512),
+    "clip_b16": (768, 12, 16, 224, 512, 512),
+    "clip_l14": (1024, 24, 14, 224, 768, 768),
+    "clip_l14_336": (1024, 24, 14, 336, 768, 768),
+}
+
+
+def test_every_variant_has_a_published_count():
+    assert vit.VARIANTS.keys() == VIT.keys() == VIT_SIZES.keys()
+    assert clip.VARIANTS.keys() == CLIP.keys() == CLIP_SIZES.keys()
+
+
+@pytest.mark.parametrize("name", VIT)
+def test_vit_parameters(name):
+    width, depth, patch = VIT_SIZES[name]
+    head = 1000 * (width + 1)
+    assert count(vit.VARIANTS[name]) == VIT[name]
+    assert VIT[name] == image_tower(width, depth, patch, 224, True, 1) + head
+
+
+def test_vit_parameters_round_to_table_1():
+    """The table counts B without its head (85.8 M), L as L/32, in millions."""
+    table = {"vit_b16": (86, 1000 * 769), "vit_l32": (307, 0), "vit_h14": (632, 0)}
+    for name, (millions, head) in table.items():
+        assert round((count(vit.VARIANTS[name]) - head) / 1e6) == millions
+
+
+@pytest.mark.parametrize("name", CLIP)
+def test_clip_parameters(name):
+    width, depth, patch, size, text_width, embed_dim = CLIP_SIZES[name]
+    image = image_tower(width, depth, patch, size, False, 2) + width * embed_dim
+    text = (49_408 + 77) * text_width + blocks(text_width, 12, 4 * text_width) + 2 * text_width
+    assert count(clip.VARIANTS[name]) == CLIP[name]
+    assert CLIP[name] == image + text + text_width * embed_dim + 1
+
+
+@pytest.mark.parametrize("name", VIT)
+def test_vit_outputs(name):
+    width, _, patch = VIT_SIZES[name]
+    assert outputs_of(vit.VARIANTS[name], 3) == {
+        "image_features": ((3, 1 + (224 // patch) ** 2, width), "float32"),
+        "image_pooled": ((3, width), "float32"),
+        "logits": ((3, 1000), "float32"),
+    }
+
+
+@pytest.mark.parametrize("name", CLIP)
+def test_clip_outputs(name):
+    width, _, patch, size, text_width, embed_dim = CLIP_SIZES[name]
+    assert outputs_of(clip.VARIANTS[name], 3) == {
+        "image_features": ((3, 1 + (size // patch) ** 2, width), "float32"),
+        "image_embedding": ((3, embed_dim), "float32"),
+        "text_features": ((3, 77, text_width), "float32"),
+        "text_embedding": ((3, embed_dim), "float32"),
+        "logit_scale": ((), "float32"),
+    }

@@ -1,0 +1,105 @@
+"""Multi-head attention against torch, and its grouped and rotary forms against the plain one."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+
+from jmm.kernels import masks
+from jmm.parts.attention import MultiHeadAttention
+from jmm.parts.positions import rotary
+from tests.arrays import assert_close, perturbed
+from tests.parts import torch_params
+
+
+def noise(*shape, seed=0):
+    return np.random.default_rng(seed).standard_normal(shape)
+
+
+def abstract_of(module, x):
+    return jax.eval_shape(lambda: module.init(jax.random.key(0), x))["params"]
+
+
+def params_of(module, x):
+    return perturbed(jax.tree.map(lambda leaf: np.zeros(leaf.shape), abstract_of(module, x)), std=0.4)
+
+
+@pytest.mark.parametrize("cross", [False, True])
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize(("width", "heads"), [(12, 3), (8, 1)])
+def test_equals_torch(cross, masked, width, heads):
+    theirs = torch_params.perturbed_layer(torch.nn.MultiheadAttention(width, heads, batch_first=True))
+    params = torch_params.attention(theirs)
+    x, context = noise(2, 5, width), noise(2, 7, width, seed=1)
+    keys = context if cross else x
+    real = np.arange(keys.shape[1]) < np.array([[3], [keys.shape[1]]])
+
+    @jax.jit
+    def run(x, context, mask):
+        return MultiHeadAttention(heads).apply({"params": params}, x, context if cross else None, mask=mask)
+
+    mask = masks.valid(jnp.asarray(real)) if masked else None
+    out = run(jnp.asarray(x, jnp.float32), jnp.asarray(context, jnp.float32), mask)
+    query, key = torch.tensor(x), torch.tensor(keys)
+    expected, _ = theirs(query, key, key, key_padding_mask=torch.tensor(~real) if masked else None)
+    assert_close(out, expected.detach(), 1e-5)
+
+
+def test_grouped_queries_equal_full_attention_with_repeated_keys():
+    x = jnp.asarray(noise(2, 5, 24), jnp.float32)
+    grouped = MultiHeadAttention(6, num_kv_heads=2)
+    params = params_of(grouped, x)
+    assert params["key"]["kernel"].shape == (24, 2, 4)
+    repeated = dict(params)
+    for name in ("key", "value"):  # head h reads key head h // 3
+        repeated[name] = {
+            "kernel": np.repeat(params[name]["kernel"], 3, axis=1),
+            "bias": np.repeat(params[name]["bias"], 3, axis=0),
+        }
+    expected = jax.jit(MultiHeadAttention(6).apply)({"params": repeated}, x)
+    assert_close(jax.jit(grouped.apply)({"params": params}, x), expected, 1e-5)
+
+
+@pytest.mark.parametrize("positions", [None, [[0, 1, 2, 3, 4]], [[3, 1, 4, 1, 5], [9, 2, 6, 5, 3]]])
+def test_rotary_turns_queries_and_keys_and_not_values(positions):
+    x = jnp.asarray(noise(2, 5, 12), jnp.float32)
+    module = MultiHeadAttention(3, rotary_base=100.0)
+    params = params_of(module, x)
+    given = None if positions is None else jnp.array(positions)
+    out = jax.jit(module.apply)({"params": params}, x, positions=given)
+
+    at = jnp.arange(5)[None] if given is None else given
+    q, k, v = (
+        np.einsum("bld,dhe->blhe", x, params[n]["kernel"]) + params[n]["bias"] for n in ("query", "key", "value")
+    )
+    q, k = (np.asarray(rotary(jnp.asarray(each), at, 100.0)) for each in (q, k))
+    logits = np.einsum("bqhd,bkhd->bhqk", q, k) / 2
+    weights = np.exp(logits) / np.exp(logits).sum(axis=-1, keepdims=True)
+    attended = np.einsum("bhqk,bkhd->bqhd", weights, v)
+    assert_close(out, np.einsum("bqhd,hde->bqe", attended, params["out"]["kernel"]) + params["out"]["bias"], 1e-5)
+
+
+def test_bias_is_added_to_the_logits():
+    x = jnp.asarray(noise(2, 5, 12), jnp.float32)
+    module = MultiHeadAttention(3)
+    params = params_of(module, x)
+    run = jax.jit(lambda **more: module.apply({"params": params}, x, **more))
+    causal = jnp.where(jnp.tril(jnp.ones((5, 5), bool)), 0.0, -1e9)[None, None]
+    assert_close(run(bias=causal), run(mask=masks.causal()), 1e-6)
+
+
+def test_own_head_width_and_no_bias():
+    x = jnp.zeros((1, 3, 10))
+    params = abstract_of(MultiHeadAttention(3, head_dim=4, use_bias=False), x)
+    assert jax.tree.map(lambda leaf: leaf.shape, params) == {
+        "query": {"kernel": (10, 3, 4)},
+        "key": {"kernel": (10, 3, 4)},
+        "value": {"kernel": (10, 3, 4)},
+        "out": {"kernel": (3, 4, 10)},
+    }
+
+
+def test_width_that_does_not_divide_into_heads_is_refused():
+    with pytest.raises(ValueError, match="width of 10 does not divide into 3 heads"):
+        MultiHeadAttention(3).init(jax.random.key(0), jnp.zeros((1, 2, 10)))
