@@ -8,7 +8,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
 from data_pipelines.protocol import Dataset
+from jmm.distributed.mesh import MeshShape
 from jmm.protocol import ModelConfig
+
+__all__ = ["Checkpoint", "Evaluation", "Experiment", "MeshShape", "Optimizer"]
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -61,20 +64,6 @@ class Optimizer:
     """Decay of the moving average of the weights, which evaluations and `jmm.load` then use; None keeps none."""
     freeze: tuple[str, ...] = ()
     """Patterns of the parameters that stay as they are; they take no gradient and no optimizer memory."""
-
-
-@dataclass(frozen=True)
-class MeshShape:
-    """Sizes of the axes of the device mesh; their product is the number of devices."""
-
-    data: int = -1
-    """Copies of the model, each with its share of the batch; -1: all devices that the other axes leave."""
-    fsdp: int = 1
-    """Ways in which parameters and optimizer state are cut, each with its share of the batch."""
-    tensor: int = 1
-    """Ways in which heads and hidden features are cut."""
-    sequence: int = 1
-    """Ways in which the token axis of activations is cut."""
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """The one device mesh: named axes `data`, `fsdp`, `tensor`, `sequence`, made explicitly and passed explicitly."""
 
 import math
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 
 import jax
 import numpy as np
@@ -9,10 +9,23 @@ from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh
 
 from jmm.errors import UserError
-from jmm.experiment import MeshShape
 
 AXES = ("data", "fsdp", "tensor", "sequence")
 BATCH_AXES = ("data", "fsdp")
+
+
+@dataclass(frozen=True)
+class MeshShape:
+    """Sizes of the axes of the device mesh; their product is the number of devices."""
+
+    data: int = -1
+    """Copies of the model, each with its share of the batch; -1: all devices that the other axes leave."""
+    fsdp: int = 1
+    """Ways in which parameters and optimizer state are cut, each with its share of the batch."""
+    tensor: int = 1
+    """Ways in which heads and hidden features are cut."""
+    sequence: int = 1
+    """Ways in which the token axis of activations is cut."""
 
 
 def make_mesh(shape: MeshShape, devices: list[jax.Device] | None = None) -> Mesh:
