@@ -39,9 +39,10 @@ def curves(path: Path, panels: Mapping[str, Mapping[str, Curve]], title: str) ->
             marker = "o" if len(points) < 30 else None
             last = f"{label} {values[-1]:.3g}".strip()
             axes.plot(steps, values, color=color, linewidth=1.6, marker=marker, markersize=4, label=last)
-        axes.set_title(name.replace("_", " ").replace("/", ": "), fontsize=11, color=INK)
+        axes.set_title(name.replace("_", " ").replace("/", ": "), fontsize=11, color=INK, pad=22)
         axes.set_xlabel("step", color=INK)
-        axes.legend(frameon=False, fontsize=9)
+        # Above the axes, where no curve can run through it.
+        axes.legend(frameon=False, fontsize=9, ncols=3, loc="lower center", bbox_to_anchor=(0.5, 0.98))
         axes.margins(y=0.15)
         axes.ticklabel_format(axis="y", useOffset=False)
         axes.grid(color=RULE, linewidth=0.6)

@@ -96,7 +96,7 @@ def train(experiment: Experiment, workdir: Path, *, console: Console | None = No
             run.step(next(placed))
             if run.due_checkpoint():
                 run.save()
-            if stop.asked(run.done):
+            if stop.asked(run.done) and run.done < experiment.steps:
                 raise run.stopped(stop.name)
         run.finish()
         return Outcome(run.model(), run.done, run.figures)
@@ -118,7 +118,7 @@ class Run:
         self.checkpoints, self.metrics, self.terminal = checkpoints, metrics, terminal
         self.state, self.next_example = state, next_example
         self.done = self.saved = int(state.step)
-        self.figures: dict[str, float] = {}
+        self.figures = dict(metrics.latest)
         self._evaluated: dict[str, float] = {}
         self._unread: deque[tuple[int, dict[str, jax.Array]]] = deque()
         self._model: Model | None = None
@@ -182,8 +182,8 @@ class Run:
         self.terminal.pause()
 
     def due_checkpoint(self) -> bool:
-        """Whether it is time to save."""
-        return self.done % self.experiment.checkpoint.every == 0
+        """Whether it is time to save; the last step is saved by `finish`, with what its evaluation finds."""
+        return self.done % self.experiment.checkpoint.every == 0 and self.done < self.experiment.steps
 
     def save(self) -> None:
         """Saves, unless this very step is saved already. No checkpoint is ahead of the figures on disk."""
@@ -195,11 +195,11 @@ class Run:
         self.terminal.pause()
 
     def finish(self) -> None:
-        """The last evaluation and the last checkpoint."""
-        every = self.experiment.evaluate_every
-        if not (every and self.done % every == 0):
-            self.evaluate()
-        self.save()
+        """The last evaluation and the last checkpoint, unless the run was finished before."""
+        if self.done > self.saved:
+            if not self._evaluated:
+                self.evaluate()
+            self.save()
 
     def stopped(self, name: str) -> UserError:
         """Saves, and gives the error that ends a run which was asked to stop."""

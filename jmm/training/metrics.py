@@ -19,12 +19,16 @@ class MetricsLog:
 
     def __init__(self, workdir: Path, step: int):
         self._events: Any = None
+        self.latest: dict[str, float] = {}
+        """The last value of each figure that an earlier part of the run has written."""
         if not is_first():
             return
         from tensorboardX import SummaryWriter
 
         path = workdir / METRICS_FILE
         drop_after(path, step)
+        for line in read_metrics(workdir):
+            self.latest |= {name: value for name, value in line.items() if name != "step"}
         self._file = path.open("a", encoding="utf-8")
         self._events = SummaryWriter(str(workdir), purge_step=step + 1, flush_secs=10)
 

@@ -60,8 +60,10 @@ def test_a_run_that_dies_goes_on_as_if_it_had_not(whole, tmp_path, monkeypatch, 
 def test_a_finished_run_trains_no_further(whole, tmp_path):
     again = shutil.copytree(whole[0], tmp_path / "again")
     before = (again / "metrics.jsonl").read_text()
-    assert train(tiny(), again).step == 12
-    assert (again / "metrics.jsonl").read_text().startswith(before)
+    outcome = train(tiny(), again)
+    assert outcome.step == 12
+    assert outcome.figures == whole[1].figures
+    assert (again / "metrics.jsonl").read_text() == before
 
 
 def test_it_goes_on_with_another_mesh(whole, tmp_path):
