@@ -18,7 +18,7 @@ SIZE, LENGTH = 64, 96
 
 
 def experiment() -> Experiment:
-    """A CLIP of 1.8 million parameters on pictures of 64 × 64."""
+    """A CLIP of 1.9 million parameters on pictures of 64 × 64."""
     image = vit.ImageTower(
         TransformerConfig(width=128, depth=6, num_heads=4, mlp_dim=512, scan=False),
         image_size=(SIZE, SIZE),

@@ -1,6 +1,11 @@
 """CLIP on 1,797 real handwritten scans, entirely offline.
 
-jmm train experiments/quickstart.py --workdir runs/quickstart
+    jmm train experiments/quickstart.py --workdir runs/quickstart
+
+takes 2.2 minutes on two CPU cores, imports, compilation and pictures included. On 360 held-out scans (2026-11-21):
+
+    seed                 0        1        2
+    zero-shot accuracy   0.9861   0.9778   0.9889
 """
 
 from data_pipelines.digits import NAMES, TEMPLATES, Digits
@@ -13,7 +18,7 @@ from jmm.parts.transformer import TransformerConfig
 
 
 def experiment() -> Experiment:
-    """A small CLIP and ten minutes' worth of a laptop's patience, at most."""
+    """A CLIP of 0.9 million parameters: four layers see, two read."""
     data = Digits()
     image = vit.ImageTower(
         TransformerConfig(width=128, depth=4, num_heads=4, mlp_dim=384, scan=False),

@@ -143,7 +143,7 @@ def largest_difference(first: list[float], second: list[float]) -> float:
 def sudden_death() -> list[Row]:
     """SIGKILL at a random step and the same command again, five times."""
     steps, equal = 60, 0
-    settings = ("--steps", str(steps), "--checkpoint.every", "7", "--evaluate-every", "20")
+    settings = ("--steps", str(steps), "--checkpoint.every", "7", "--evaluate_every", "20")
     with tempfile.TemporaryDirectory() as folder:
         done(jmm("train", TINY, "--workdir", f"{folder}/whole", *settings))
         whole = Path(f"{folder}/whole/metrics.jsonl").read_text()
@@ -179,7 +179,8 @@ def two_processes() -> list[Row]:
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"
         free.close()
-        shared = ("train", QUICKSTART, "--steps", "30", "--log-every", "1", "--evaluate-every", "0")
+        short = ("--steps", "30", "--optimizer.warmup_steps", "10", "--log_every", "1", "--evaluate_every", "0")
+        shared = ("train", QUICKSTART, *short)
         cluster = ("--workdir", f"{folder}/two", "--mesh.fsdp", "2", "--mesh.tensor", "2", "--coordinator", address)
         both = [jmm(*shared, *cluster, "--num-processes", "2", "--process-id", str(i), devices=4) for i in range(2)]
         for process in both:
