@@ -200,7 +200,7 @@ def run_training(experiment: "Experiment", options: argparse.Namespace) -> Resul
 def next_command(experiment: "Experiment", workdir: Path) -> str:
     """What to do with what was trained."""
     labels = next((e.labels for e in experiment.evaluations if hasattr(e, "labels")), None)
-    if labels:
+    if labels and "text" in experiment.model.batch_spec(1):
         return f'jmm classify {workdir} photo.png --labels "{",".join(labels[:3])}"'
     return f"jmm evaluate {workdir}"
 
