@@ -56,7 +56,7 @@ def command(*arguments: str, devices: int = 1, before: str = "true") -> "subproc
     )
 
 
-def finished(process: "subprocess.Popen[str]", timeout: float = 120) -> tuple[int, str, str]:
+def finished(process: "subprocess.Popen[str]", timeout: float = 400) -> tuple[int, str, str]:
     """Exit code, standard output and standard error."""
     out, err = process.communicate(timeout=timeout)
     return process.returncode, out, err

@@ -32,7 +32,7 @@ def test_json_is_all_that_is_printed(whole):
 
 def until(folder, step, process):
     """Waits until the run has written a step."""
-    for _ in range(600):
+    for _ in range(2400):
         path = folder / "metrics.jsonl"
         if path.exists() and any(json.loads(line)["step"] >= step for line in path.read_text().splitlines()):
             return
