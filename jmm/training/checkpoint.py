@@ -14,6 +14,7 @@ import shutil
 import zlib
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,7 @@ class Checkpoints:
         position = {"next_example": next_example, "grain": grain.__version__}
         best = metrics.get(self.config.best) if self.config.best else None
         items = {name: ocp.args.StandardSave(tree) for name, tree in _items(state).items()}
+        self._pending.append(step)
         self._guard(
             step,
             lambda: self._manager.save(
@@ -76,7 +78,6 @@ class Checkpoints:
                 force=True,
             ),
         )
-        self._pending.append(step)
 
     def poll(self) -> None:
         """Looks, without waiting, whether a checkpoint is complete, and has its manifest written.
@@ -97,13 +98,18 @@ class Checkpoints:
         Raises:
           UserError: a checkpoint could not be written.
         """
-        if self._pending:
-            self._guard(self._pending[-1], self._manager.wait_until_finished)
-        self.poll()
-        for manifest in self._manifests:
-            manifest.result()
-        self._worker.shutdown()
-        self._manager.close()
+        try:
+            if self._pending:
+                self._guard(self._pending[-1], self._manager.wait_until_finished)
+            self.poll()
+            for manifest in self._manifests:
+                manifest.result()
+        finally:
+            self._worker.shutdown()
+            # Each thread of a failed save has its own error, and the last to end would be raised here in place of
+            # the sentence above.
+            with suppress(Exception):
+                self._manager.close()
 
     def restore(
         self, state: TrainState, shardings: TrainState, say: Callable[[str], None]

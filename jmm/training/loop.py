@@ -279,7 +279,10 @@ class Profiler:
     def before(self, index: int) -> None:
         """Starts or stops before the step of this index, counted from the start of the run."""
         if index == PROFILED.start:
-            jax.profiler.start_trace(self._folder, create_perfetto_trace=True)
+            options = jax.profiler.ProfileOptions()
+            # The hook on every Python call walks the stacks of threads that come and go, and the loop has several.
+            options.python_tracer_level = 0
+            jax.profiler.start_trace(self._folder, create_perfetto_trace=True, profiler_options=options)
             self._running = True
         elif index == PROFILED.stop:
             self.close()
