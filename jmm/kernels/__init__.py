@@ -2,5 +2,6 @@
 
 from jmm.kernels import masks
 from jmm.kernels.attention import attention
+from jmm.kernels.decode import decode_attention
 
-__all__ = ["attention", "masks"]
+__all__ = ["attention", "decode_attention", "masks"]

@@ -1,36 +1,82 @@
 """Masks as formulas: predicates over the labels of two tokens.
 
-A `Mask` is never a [Q, K] array that someone must build. It answers, for positions q and k, whether the
-query token at q may look at the key token at k. The reference attention asks for all pairs at once; a blocked
-kernel asks for one block of positions at a time. Formulas are JAX pytrees, so their labels pass through `jit`,
-`scan` and `remat`, and they join with `&` and `|`:
+A `Mask` is never a [Q, K] array that someone must build. It says, by comparing positions and labels, whether the
+query token may look at the key token. The comparison is written once (`sees`) and read in three ways: on all pairs
+at once by the reference attention, on one block of pairs by a kernel, and on the *ranges* of two blocks
+(`jmm.kernels.blocks`) to learn which blocks need no look at all. Formulas are JAX pytrees, so their labels pass
+through `jit`, `scan` and `remat`, and they join with `&` and `|`:
 
 >>> prefix_lm = masks.prefix(length) & masks.valid(text_mask)      # SimVLM, padded
 >>> packed = masks.causal() & masks.segments(ids, ids)             # several texts in one row
 """
 
 import abc
+import operator
+from collections.abc import Iterable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import struct
-from jaxtyping import Array, Bool, Int
+from jaxtyping import Array, Bool, Int, Shaped
+
+Labels = tuple[Int[Array, "_ _"], ...]
+"""Label vectors of one side, each [1 or B, L]."""
+
+
+class Side:
+    """The tokens of one side of the comparison: positions, and labels in the order in which a formula asks for them.
+
+    Both are whatever can be compared: arrays that broadcast to [B, Q, K], or spans of a block.
+    """
+
+    def __init__(self, position: Any, labels: Iterable[Any] = ()):
+        self.position = position
+        self._labels = iter(labels)
+
+    def label(self) -> Any:
+        """The next label of these tokens."""
+        return next(self._labels)
 
 
 class Mask(abc.ABC):
     """A predicate over two tokens; true where the query may look at the key."""
 
     @abc.abstractmethod
-    def visible(self, q: Int[Array, "Q"], k: Int[Array, "K"]) -> Bool[Array, "#B Q K"]:
-        """The predicate for every pair of the query positions `q` and the key positions `k`."""
+    def sees(self, q: Side, k: Side) -> Any:
+        """The comparison, made of <, ≤, ==, &, | and − alone; it takes each of its labels exactly once."""
 
-    def check(self, q_length: int, k_length: int) -> None:  # noqa: B027  a formula without labels has none to check
+    def labels(self, q_length: int, k_length: int) -> tuple[Labels, Labels]:
+        """The labels of the queries, each [1 or B, Q], and of the keys, each [1 or B, K], in the order of `sees`."""
+        return (), ()
+
+    def check(self, batch: int, q_length: int, k_length: int) -> None:
         """Raises ValueError if the labels are not as many as the tokens."""
+        for name, side, length in zip(("queries", "keys"), self._sizes(), (q_length, k_length), strict=True):
+            for rows, tokens in side:
+                if tokens != length or rows not in (1, batch):
+                    raise ValueError(
+                        f"the mask {type(self).__name__.lower()} has labels for {name} of shape {(rows, tokens)}, "
+                        f"but there are {name} of shape {(batch, length)}"
+                    )
+
+    def _sizes(self) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
+        """Shapes of the labels that the user gave, of queries and of keys."""
+        return [], []
 
     def dense(self, q_length: int, k_length: int) -> Bool[Array, "#B Q K"]:
         """The whole [B or 1, Q, K] array, for the reference attention and for tests."""
-        return self.visible(jnp.arange(q_length), jnp.arange(k_length))
+        q_labels, k_labels = self.labels(q_length, k_length)
+        return self.block(jnp.arange(q_length), jnp.arange(k_length), q_labels, k_labels)
+
+    def block(
+        self, q: Int[Array, "Q"], k: Int[Array, "K"], q_labels: Labels, k_labels: Labels
+    ) -> Bool[Array, "#B Q K"]:
+        """The predicate for every pair of these queries and keys, given their positions and labels."""
+        queries = Side(q[None, :, None], (label[:, :, None] for label in q_labels))
+        keys = Side(k[None, None, :], (label[:, None, :] for label in k_labels))
+        seen = self.sees(queries, keys)
+        return jnp.broadcast_to(seen, (seen.shape[0], q.shape[0], k.shape[0]))
 
     def __and__(self, other: "Mask") -> "Mask":
         return And(self, other)
@@ -40,52 +86,70 @@ class Mask(abc.ABC):
 
 
 @struct.dataclass
-class And(Mask):
-    """Both formulas allow the pair."""
-
+class _Pair(Mask):
     left: Any
     right: Any
 
-    def check(self, q_length: int, k_length: int) -> None:
-        self.left.check(q_length, k_length)
-        self.right.check(q_length, k_length)
+    def labels(self, q_length: int, k_length: int) -> tuple[Labels, Labels]:
+        left, right = self.left.labels(q_length, k_length), self.right.labels(q_length, k_length)
+        return left[0] + right[0], left[1] + right[1]
 
-    def visible(self, q: Int[Array, "Q"], k: Int[Array, "K"]) -> Bool[Array, "#B Q K"]:
-        return self.left.visible(q, k) & self.right.visible(q, k)
+    def check(self, batch: int, q_length: int, k_length: int) -> None:
+        self.left.check(batch, q_length, k_length)
+        self.right.check(batch, q_length, k_length)
 
 
 @struct.dataclass
-class Or(Mask):
+class And(_Pair):
+    """Both formulas allow the pair."""
+
+    def sees(self, q: Side, k: Side) -> Any:
+        return self.left.sees(q, k) & self.right.sees(q, k)
+
+
+@struct.dataclass
+class Or(_Pair):
     """Either formula allows the pair."""
 
-    left: Any
-    right: Any
-
-    def check(self, q_length: int, k_length: int) -> None:
-        self.left.check(q_length, k_length)
-        self.right.check(q_length, k_length)
-
-    def visible(self, q: Int[Array, "Q"], k: Int[Array, "K"]) -> Bool[Array, "#B Q K"]:
-        return self.left.visible(q, k) | self.right.visible(q, k)
+    def sees(self, q: Side, k: Side) -> Any:
+        return self.left.sees(q, k) | self.right.sees(q, k)
 
 
 @struct.dataclass
 class Causal(Mask):
     """k ≤ q."""
 
-    def visible(self, q: Int[Array, "Q"], k: Int[Array, "K"]) -> Bool[Array, "1 Q K"]:
-        return (k[None, :] <= q[:, None])[None]
+    def sees(self, q: Side, k: Side) -> Any:
+        return k.position <= q.position
 
 
 @struct.dataclass
-class Prefix(Mask):
-    """k ≤ q or k < length: the prefix sees itself whole, the rest is causal."""
+class First(Mask):
+    """k < count: the first keys, one number for all rows."""
 
-    length: Any
+    count: int = struct.field(pytree_node=False)
 
-    def visible(self, q: Int[Array, "Q"], k: Int[Array, "K"]) -> Bool[Array, "#B Q K"]:
-        length = jnp.atleast_1d(jnp.asarray(self.length))[:, None, None]
-        return (k[None, None, :] <= q[None, :, None]) | (k[None, None, :] < length)
+    def sees(self, q: Side, k: Side) -> Any:
+        return k.position < self.count
+
+
+@struct.dataclass
+class FirstOfRow(Mask):
+    """k < count, a number for each row [B]."""
+
+    count: Any
+
+    def labels(self, q_length: int, k_length: int) -> tuple[Labels, Labels]:
+        count = jnp.atleast_1d(jnp.asarray(self.count, jnp.int32))
+        return (jnp.broadcast_to(count[:, None], (count.shape[0], q_length)),), ()
+
+    def check(self, batch: int, q_length: int, k_length: int) -> None:
+        rows = jnp.shape(self.count)
+        if rows not in ((), (1,), (batch,)):
+            raise ValueError(f"the mask prefix has lengths of shape {rows}, but there are {batch} rows: ({batch},)")
+
+    def sees(self, q: Side, k: Side) -> Any:
+        return k.position < q.label()
 
 
 @struct.dataclass
@@ -95,11 +159,14 @@ class Segments(Mask):
     q_ids: Any
     k_ids: Any
 
-    def check(self, q_length: int, k_length: int) -> None:
-        _check_labels("segments", (self.q_ids.shape[1], self.k_ids.shape[1]), (q_length, k_length))
+    def labels(self, q_length: int, k_length: int) -> tuple[Labels, Labels]:
+        return (_int32(self.q_ids),), (_int32(self.k_ids),)
 
-    def visible(self, q: Int[Array, "Q"], k: Int[Array, "K"]) -> Bool[Array, "B Q K"]:
-        return self.q_ids[:, q][:, :, None] == self.k_ids[:, k][:, None, :]
+    def _sizes(self) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
+        return [self.q_ids.shape], [self.k_ids.shape]
+
+    def sees(self, q: Side, k: Side) -> Any:
+        return q.label() == k.label()
 
 
 @struct.dataclass
@@ -107,18 +174,22 @@ class Media(Mask):
     """A text token sees the tokens of the latest image before it (Flamingo, section 2.3).
 
     `q_media` counts the images before or at each text token (0: none yet), `k_media` is the 1-based image
-    that each visual token belongs to.
+    that each visual token belongs to (0: none).
     """
 
     q_media: Any
     k_media: Any
 
-    def check(self, q_length: int, k_length: int) -> None:
-        _check_labels("media", (self.q_media.shape[1], self.k_media.shape[1]), (q_length, k_length))
+    def labels(self, q_length: int, k_length: int) -> tuple[Labels, Labels]:
+        # No image is another number for keys, behind all images, so that labels in order stay in order.
+        none = jnp.iinfo(jnp.int32).max
+        return (_int32(self.q_media),), (jnp.where(self.k_media > 0, _int32(self.k_media), none),)
 
-    def visible(self, q: Int[Array, "Q"], k: Int[Array, "K"]) -> Bool[Array, "B Q K"]:
-        latest = self.q_media[:, q][:, :, None]
-        return (latest == self.k_media[:, k][:, None, :]) & (latest > 0)
+    def _sizes(self) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
+        return [self.q_media.shape], [self.k_media.shape]
+
+    def sees(self, q: Side, k: Side) -> Any:
+        return q.label() == k.label()
 
 
 @struct.dataclass
@@ -127,8 +198,8 @@ class Window(Mask):
 
     width: int = struct.field(pytree_node=False)
 
-    def visible(self, q: Int[Array, "Q"], k: Int[Array, "K"]) -> Bool[Array, "1 Q K"]:
-        return (jnp.abs(q[:, None] - k[None, :]) < self.width)[None]
+    def sees(self, q: Side, k: Side) -> Any:
+        return (q.position - k.position < self.width) & (k.position - q.position < self.width)
 
 
 @struct.dataclass
@@ -137,19 +208,24 @@ class Valid(Mask):
 
     mask: Any
 
-    def check(self, q_length: int, k_length: int) -> None:
-        _check_labels("valid", (q_length, self.mask.shape[1]), (q_length, k_length))
+    def labels(self, q_length: int, k_length: int) -> tuple[Labels, Labels]:
+        return (), (_int32(self.mask),)
 
-    def visible(self, q: Int[Array, "Q"], k: Int[Array, "K"]) -> Bool[Array, "B Q K"]:
-        return jnp.broadcast_to(self.mask[:, k][:, None, :], (self.mask.shape[0], q.shape[0], k.shape[0]))
+    def _sizes(self) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
+        return [], [self.mask.shape]
+
+    def sees(self, q: Side, k: Side) -> Any:
+        return k.label() > 0
 
 
-def _check_labels(name: str, labels: tuple[int, int], tokens: tuple[int, int]) -> None:
-    if labels != tokens:
-        raise ValueError(
-            f"the mask {name} has labels for {labels[0]} queries and {labels[1]} keys, "
-            f"but there are {tokens[0]} queries and {tokens[1]} keys"
-        )
+def _int32(labels: Shaped[Array, "B L"]) -> Int[Array, "B L"]:
+    return jnp.asarray(labels).astype(jnp.int32)
+
+
+def without_labels(mask: Mask) -> Mask:
+    """The bare comparison: static and hashable, it sees through positions and labels that are handed to it."""
+    stripped: Mask = jax.tree.map(lambda _: None, mask)
+    return stripped
 
 
 def causal() -> Mask:
@@ -158,8 +234,11 @@ def causal() -> Mask:
 
 
 def prefix(length: int | Int[jax.Array, "B"]) -> Mask:
-    """k ≤ q or k < length; `length` is an int or one int a row."""
-    return Prefix(length)
+    """k ≤ q or k < length: the prefix sees itself whole, the rest is causal; `length` is an int or one int a row."""
+    try:
+        return Causal() | First(operator.index(length))
+    except TypeError:
+        return Causal() | FirstOfRow(length)
 
 
 def segments(q_ids: Int[Array, "B Q"], k_ids: Int[Array, "B K"]) -> Mask:

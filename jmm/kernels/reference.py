@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jmm.kernels.core import FLOOR
 from jmm.kernels.masks import Mask
 
 
@@ -26,10 +27,10 @@ def reference(
     if bias is not None:
         logits += bias
     if mask is not None:
-        visible = mask.dense(*logits.shape[-2:])[:, None]
-        logits = jnp.where(visible, logits, jnp.finfo(jnp.float32).min)
-    weights = jax.nn.softmax(logits, axis=-1)
-    if mask is not None:
-        weights = jnp.where(visible, weights, 0)
+        logits = jnp.where(mask.dense(*logits.shape[-2:])[:, None], logits, -jnp.inf)
+    top = jnp.maximum(jnp.max(logits, axis=-1, keepdims=True), FLOOR)
+    weights = jnp.exp(logits - jax.lax.stop_gradient(top))
+    total = jnp.sum(weights, axis=-1, keepdims=True)
+    weights /= jnp.where(total > 0, total, 1)
     weights = weights.reshape(batch, k.shape[2], -1, *weights.shape[-2:]).astype(v.dtype)
     return jnp.einsum("bghqk,bkgd->bqghd", weights, v).reshape(batch, q_length, heads, width)

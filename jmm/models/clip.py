@@ -25,7 +25,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jmm.kernels import masks
 from jmm.models.vit import ImageEncoder, ImageTower
-from jmm.objectives.contrastive import sigmoid_contrastive, softmax_contrastive
+from jmm.objectives.contrastive import caption_ids, sigmoid_contrastive, softmax_contrastive
 from jmm.parts.pooling import last_token
 from jmm.parts.positions import LearnedPositions
 from jmm.parts.transformer import Transformer, TransformerConfig
@@ -59,6 +59,9 @@ class Config:
     """Width of the shared space."""
     objective: Literal["softmax", "sigmoid"] = "softmax"
     """CLIP's symmetric softmax over the batch, or SigLIP's sigmoid over pairs."""
+    equal_captions: Literal["negatives", "positives"] = "negatives"
+    """What rows of a batch with the same text are to each other's images: negatives, as in the papers, or positives.
+    This changes the sigmoid; a softmax loses the same wherever among equal logits its target lies."""
 
     def build(self, dtype: DTypeLike = jnp.float32) -> "CLIP":
         """The module, computing in `dtype`."""
@@ -77,10 +80,11 @@ class Config:
         """The contrastive loss over the whole batch, across all devices."""
         out = forward(module, variables, batch, train=True, rngs=rngs)
         image, text, scale = out["image_embedding"], out["text_embedding"], out["logit_scale"]
+        labels = caption_ids(batch["text"]) if self.equal_captions == "positives" else None
         if self.objective == "softmax":
-            value = softmax_contrastive(image, text, scale)
+            value = softmax_contrastive(image, text, scale, labels=labels)
         else:
-            value = sigmoid_contrastive(image, text, scale, out["logit_bias"])
+            value = sigmoid_contrastive(image, text, scale, out["logit_bias"], labels=labels)
         return Loss(value, {"loss": value, "logit_scale": scale}, {})
 
 

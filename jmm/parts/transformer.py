@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
+from jmm.kernels.core import SAVED_NAMES
 from jmm.kernels.masks import Mask
 from jmm.parts.attention import MultiHeadAttention
 from jmm.parts.feed_forward import Activation, FeedForward
@@ -17,7 +18,10 @@ from jmm.parts.norms import NormKind, make_norm
 
 REMAT_POLICIES = {
     "full": jax.checkpoint_policies.nothing_saveable,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "dots": jax.checkpoint_policies.save_from_both_policies(
+        jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+        jax.checkpoint_policies.save_only_these_names(*SAVED_NAMES),
+    ),
 }
 
 
@@ -57,7 +61,7 @@ class TransformerConfig:
     """Run the stack as one scanned block (compile time does not grow with depth) or unrolled (a step is 13–31%
     faster on a CPU). The parameters are the same either way."""
     remat: Literal["none", "dots", "full"] = "none"
-    """What the backward pass recomputes: nothing, all but matrix products, or the whole block."""
+    """What the backward pass recomputes: nothing, all but matrix products and attention, or the whole block."""
 
 
 class Block(nn.Module):

@@ -82,6 +82,27 @@ def test_equals_the_textbook(mask, key_heads, bias_shape, scale):
         assert_close(gradient, numeric, 1e-4, f"gradient of {name}")
 
 
+@pytest.mark.parametrize("implementation", ["chunked", "pallas_tpu", "pallas_gpu"])
+@pytest.mark.parametrize("case", ["scale", "everything"])
+def test_every_implementation_gives_the_same(implementation, case):
+    mask, key_heads, bias_shape, scale = CASES[case]
+    arrays = [jnp.asarray(array, jnp.float32) for array in random_inputs(key_heads, bias_shape)]
+    if implementation.startswith("pallas"):  # a kernel's head width is a multiple of eight
+        arrays[:3] = [jnp.pad(array, ((0, 0), (0, 0), (0, 0), (0, 2))) for array in arrays[:3]]
+
+    def backward(name, *arrays):
+        def run(*arrays):
+            bias = arrays[3] if bias_shape else None
+            return attention(*arrays[:3], mask=mask, bias=bias, scale=scale, implementation=name)
+
+        out, pull = jax.vjp(run, *arrays)
+        return out, *pull(jnp.cos(out))
+
+    found, expected = (jax.jit(partial(backward, name))(*arrays) for name in (implementation, "reference"))
+    for name, ours, theirs in zip(["output", "q", "k", "v", "bias"], found, expected, strict=False):
+        assert_close(ours, theirs, 1e-5 if name == "output" else 1e-4, name)
+
+
 def test_query_that_sees_no_key_gives_zeros_and_no_gradient():
     q, k, v, bias = (jnp.asarray(array, jnp.float32) for array in random_inputs(2, (B, H, Q, K)))
     # In row 0 the first query sees nothing, in row 1 nobody does.
@@ -100,6 +121,23 @@ def test_query_that_sees_no_key_gives_zeros_and_no_gradient():
     for array in (dk, dv):
         np.testing.assert_array_equal(array[1], 0)
         assert np.isfinite(array).all()
+
+
+@pytest.mark.parametrize("implementation", ["reference", "chunked"])
+def test_a_bias_of_minus_infinity_hides_like_a_mask(implementation):
+    q, k, v = (jnp.asarray(array, jnp.float32) for array in random_inputs(H, None))
+    seen = jnp.asarray(np.array([[1, 0, 1, 1, 0], [0, 0, 0, 0, 0], [1, 1, 0, 1, 1]], bool))
+    bias = jnp.where(seen, 0.0, -jnp.inf)[None, None]
+    mask = masks.segments(jnp.array([[0, 9, 0]] * B), jnp.zeros((B, K), jnp.int32))
+
+    def run(q, mask, bias):
+        return jnp.sum(jnp.sin(attention(q, k, v, mask=mask, bias=bias, implementation=implementation)))
+
+    found, gradient = jax.value_and_grad(run)(q, None, bias)
+    hidden = jnp.where(seen | (jnp.arange(Q) == 1)[:, None], 0.0, -1e9)[None, None]
+    expected, masked = jax.value_and_grad(run)(q, mask, hidden)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    assert_close(gradient, masked, 1e-5)
 
 
 def test_hidden_keys_do_not_matter():

@@ -1,5 +1,7 @@
 """Every mask formula against arrays written by hand, against plain loops, and as a pytree."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -130,7 +132,14 @@ def test_dense_array_is_the_one_written_by_hand(make, expected):
 @each_case
 @pytest.mark.parametrize(("rows", "columns"), [((0, 2), (0, 3)), ((2, 4), (1, 5)), ((1, 2), (4, 5))])
 def test_block_of_positions_is_the_slice_of_the_dense_array(make, expected, rows, columns):
-    block = make().visible(jnp.arange(*rows), jnp.arange(*columns))
+    mask = make()
+    q_labels, k_labels = mask.labels(Q, K)
+    block = masks.without_labels(mask).block(
+        jnp.arange(*rows),
+        jnp.arange(*columns),
+        tuple(label[:, slice(*rows)] for label in q_labels),
+        tuple(label[:, slice(*columns)] for label in k_labels),
+    )
     np.testing.assert_array_equal(block, np.array(expected, bool)[:, slice(*rows), slice(*columns)])
 
 
@@ -218,15 +227,20 @@ def test_formula_is_its_predicate(data, q_length, k_length):
 
 
 @pytest.mark.parametrize(
-    "mask",
+    ("mask", "named"),
     [
-        masks.valid(jnp.ones((1, 3), bool)),
-        masks.segments(jnp.zeros((1, 2), int), jnp.zeros((1, 3), int)),
-        masks.media(jnp.zeros((1, 4), int), jnp.zeros((1, 5), int)) & masks.causal(),
-        masks.causal() | masks.valid(jnp.ones((1, 5), bool)),
+        (masks.valid(jnp.ones((1, 3), bool)), "valid has labels for keys of shape (1, 3)"),
+        (
+            masks.segments(jnp.zeros((1, 2), int), jnp.zeros((1, 4), int)),
+            "segments has labels for queries of shape (1, 2)",
+        ),
+        (masks.media(jnp.zeros((1, 4), int), jnp.zeros((1, 5), int)) & masks.causal(), "media has labels for keys of"),
+        (masks.causal() | masks.valid(jnp.ones((1, 5), bool)), "valid has labels for keys of shape (1, 5)"),
+        (masks.valid(jnp.ones((3, 4), bool)), "valid has labels for keys of shape (3, 4)"),
+        (masks.prefix(jnp.zeros(3, int)), "prefix has lengths of shape (3,)"),
     ],
 )
-def test_labels_that_are_not_as_many_as_the_tokens_are_refused(mask):
-    q, k = jnp.ones((1, 4, 1, 2)), jnp.ones((1, 4, 1, 2))
-    with pytest.raises(ValueError, match=r"labels for \d queries and \d keys, but there are 4 queries and 4 keys"):
-        attention(q, k, k, mask=mask)
+def test_labels_that_are_not_as_many_as_the_tokens_are_refused(mask, named):
+    q = jnp.ones((2, 4, 1, 2))
+    with pytest.raises(ValueError, match=re.escape(named)):
+        attention(q, q, q, mask=mask)

@@ -1,0 +1,32 @@
+"""The real TPU compiler takes the kernels: ahead of time, on any machine, in a process of its own."""
+
+import sys
+
+import pytest
+
+from tests.benchmarks.tpu_compiler import CASES, LENGTHS, TOPOLOGIES, ask
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the TPU compiler exists for Linux alone")
+
+
+@pytest.mark.parametrize(("topology", "lengths"), [("v5e", LENGTHS), ("v5p", [1024]), ("v6e", [1024])])
+def test_every_feature_compiles_forward_and_backward(topology, lengths):
+    # `python -m tests.benchmarks.attention --only compile` has all lengths for all chips.
+    assert topology in TOPOLOGIES
+    answer = ask("compile", topologies=[topology], lengths=lengths)
+    assert "error" not in answer, answer
+    rows = answer["rows"]
+    assert [row for row in rows if "error" in row] == []
+    assert len(rows) == len(lengths) * len(CASES)
+
+
+@pytest.mark.parametrize("mask", [None, "causal", "segments"])
+def test_memory_beyond_inputs_and_outputs(mask):
+    ours, dense = (ask("memory", contestant=name, mask=mask)["bytes"] for name in ("ours", "dense"))
+    assert ours <= dense / 20
+
+
+def test_the_contrastive_loss_of_a_slice_holds_no_matrix():
+    batch = 131_072
+    # A chip's share of the [B, B] matrix would be 268 MB.
+    assert ask("contrastive_loss", batch=batch)["bytes"] < batch * batch * 4 / 256 / 20
