@@ -175,8 +175,10 @@ def run_training(experiment: "Experiment", options: argparse.Namespace) -> Resul
 
     from jmm.distributed.processes import is_first
     from jmm.evaluation.report import write_report
+    from jmm.training.checkpoint import hush_late_writes
     from jmm.training.loop import train as run
 
+    hush_late_writes()
     console = Console(stderr=True, quiet=options.json or not is_first())
     outcome = run(experiment, options.workdir, console=console, profile=options.profile)
     pictures = write_report(experiment, outcome.model, options.workdir)

@@ -16,6 +16,7 @@ CHOICES = {
     "optimizer.schedule": "linear",
     "precision": "bfloat16",
     "model.objective": "sigmoid",
+    "model.equal_captions": "positives",
     "model.image.pool": "class",
     "model.image.positions": "sincos",
 }

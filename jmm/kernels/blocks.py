@@ -1,7 +1,7 @@
 """Which blocks of a formula must be computed: its comparison read on ranges instead of numbers.
 
-A block of queries meets a block of keys. From the lowest and highest position and label of each follows whether some
-pair of them may be visible, and whether all pairs are. `some` false: the block is skipped. `all` true: it is computed
+A block of queries meets a block of keys. From the ranges of their positions and labels follows whether some pair of
+them may be visible, and whether all pairs are. `some` false: the block is skipped. `all` true: it is computed
 without looking at the predicate. Positions are known when tracing, so a formula without labels gives NumPy arrays and
 costs nothing at run time; labels give small traced arrays.
 """

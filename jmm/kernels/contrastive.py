@@ -16,17 +16,17 @@ On a mesh each device keeps its rows of both sides. The columns travel round the
 have gathered: each hop is sent off before the block in hand is computed, and after a whole turn the sums are home.
 """
 
-import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.sharding import AxisType, PartitionSpec, get_abstract_mesh
 from jaxtyping import Array, Bool, Float, Int, Shaped
+
+from jmm.kernels.placement import free_axes
 
 CHUNK = 1024
 """Rows and columns of a tile. Its logits are 4 MB: large enough that adding a tile's gradients to the sums of its rows
@@ -252,15 +252,8 @@ def _grid(
 
 
 def _batch_axes(rows: int) -> tuple[str, ...]:
-    """The axes of the ambient mesh that cut the batch; none where it is whole on every device, does not divide, or is
-    somebody's `shard_map` already."""
-    mesh = get_abstract_mesh()
-    if mesh.empty or AxisType.Manual in mesh.axis_types:
-        return ()
-    (named,) = nn.logical_to_mesh_axes(("batch",)) or (None,)
-    names = (named,) if isinstance(named, str) else tuple(named or ())
-    axes = tuple(name for name in names if mesh.shape.get(name, 1) > 1)
-    return () if rows % math.prod(mesh.shape[name] for name in axes) else axes
+    """The mesh axes that cut the batch; none inside somebody's `shard_map`, which has cut it already."""
+    return () if AxisType.Manual in get_abstract_mesh().axis_types else free_axes("batch", rows)
 
 
 def _by_rows(function: Callable[..., Any], axes: tuple[str, ...]) -> Callable[..., Any]:

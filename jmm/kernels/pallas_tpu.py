@@ -21,7 +21,19 @@ from jaxtyping import Array, Float
 from jmm.kernels.blocks import Schedule, schedule
 from jmm.kernels.core import FLOOR, Gradients, Operands, Problem
 from jmm.kernels.tpu_blocks import MAX_WIDTH, block_sizes
-from jmm.kernels.tpu_call import LANES, LOG2E, Blocks, Call, Step, packed, row_spec, spread, unpacked, wide_column
+from jmm.kernels.tpu_call import (
+    LANES,
+    LOG2E,
+    Blocks,
+    Call,
+    Index,
+    Step,
+    packed,
+    row_spec,
+    spread,
+    unpacked,
+    wide_column,
+)
 
 MAX_ENTRIES = 1 << 17
 """Entries of a list of blocks that scalar memory holds beside everything else."""
@@ -33,8 +45,11 @@ def supports(problem: Problem, operands: Operands) -> str | None:
     q_length, width = operands.q.shape[2:]
     if width % 8 or width > MAX_WIDTH:
         return f"the head width must be a multiple of 8 up to {MAX_WIDTH}, not {width}"
-    if operands.q.dtype not in (jnp.float32, jnp.bfloat16):
-        return f"it takes float32 and bfloat16, not {operands.q.dtype}"
+    types = {each.dtype.name for each in operands[:3]}
+    if len(types) > 1 or not types <= {"float32", "bfloat16"}:
+        return f"it takes q, k and v all in float32 or all in bfloat16, not in {', '.join(sorted(types))}"
+    if 0 in (*operands.q.shape, *operands.k.shape):
+        return f"there is nothing to compute for q {operands.q.shape} and k {operands.k.shape}"
     sizes = problem.blocks or block_sizes(operands)
     rows = max((each.shape[0] for each in (*operands.q_labels, *operands.k_labels)), default=1)
     entries = rows * pl.cdiv(q_length, sizes.q) * pl.cdiv(operands.k.shape[2], sizes.k)
@@ -47,12 +62,7 @@ def forward(
     """As `Core.forward`."""
     call = Call(problem, operands, offsets)
     order = schedule(call.truth, by_keys=False)
-
-    def at_q(row: Any, head: Any, step: Any, table: Any, _: Any) -> tuple[Any, Any, Any]:
-        return row, head, unpacked(table, order, row, step).major
-
-    def at_k(row: Any, head: Any, step: Any, table: Any, _: Any) -> tuple[Any, Any, Any]:
-        return row, head // call.group, unpacked(table, order, row, step).minor
+    at_q, at_k = _by_queries(call, order)
 
     def kernel(
         table: Any, offsets: Any, blocks: Blocks, out: Any, lse: Any, q: Any, top: Any, total: Any, sums: Any
@@ -131,12 +141,7 @@ def backward(
 def _queries(call: Call, given: tuple[jax.Array, ...]) -> jax.Array:
     """dq [B, H, Q, D]."""
     order = schedule(call.truth, by_keys=False)
-
-    def at_q(row: Any, head: Any, step: Any, table: Any, _: Any) -> tuple[Any, Any, Any]:
-        return row, head, unpacked(table, order, row, step).major
-
-    def at_k(row: Any, head: Any, step: Any, table: Any, _: Any) -> tuple[Any, Any, Any]:
-        return row, head // call.group, unpacked(table, order, row, step).minor
+    at_q, at_k = _by_queries(call, order)
 
     def kernel(
         table: Any, offsets: Any, blocks: Blocks, dq: Any, q: Any, d_out: Any, lse: Any, delta: Any, sums: Any
@@ -302,6 +307,18 @@ def _bias(call: Call, given: tuple[jax.Array, ...], shape: tuple[int, ...]) -> j
         dots=2,
     )
     return d_bias[:, :, : call.q.length, : call.k.length]
+
+
+def _by_queries(call: Call, order: Schedule) -> tuple[Index, Index]:
+    """Which queries and keys a kernel with the grid (row, head, step) reads, its major blocks being queries."""
+
+    def at_q(row: Any, head: Any, step: Any, table: Any, _: Any) -> tuple[Any, Any, Any]:
+        return row, head, unpacked(table, order, row, step).major
+
+    def at_k(row: Any, head: Any, step: Any, table: Any, _: Any) -> tuple[Any, Any, Any]:
+        return row, head // call.group, unpacked(table, order, row, step).minor
+
+    return at_q, at_k
 
 
 def _work(order: Schedule, at: Step, contribute: Callable[[bool], None]) -> None:

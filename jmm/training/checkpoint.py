@@ -11,6 +11,7 @@ import logging
 import os
 import re
 import shutil
+import sys
 import zlib
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -30,11 +31,25 @@ from jmm.training.state import TrainState
 
 # Orbax warns of its own internals, and its tasks print each error that they also raise; what a user must know is
 # raised or said by us.
-logging.getLogger("absl").setLevel(logging.ERROR)
+logging.getLogger("absl").setLevel(logging.CRITICAL)
 logging.getLogger("asyncio").setLevel(logging.CRITICAL)
 
 MANIFEST = "manifest.json"
 CHUNK = 1 << 20
+
+
+def hush_late_writes() -> None:
+    """Lets a process whose checkpoint failed end with the sentence that says so.
+
+    Writes that are still under way then find Orbax's event loop closed, and each would print a traceback of that.
+    """
+    before = sys.unraisablehook
+
+    def hook(event: Any) -> None:
+        if not (isinstance(event.exc_value, RuntimeError) and str(event.exc_value) == "Event loop is closed"):
+            before(event)
+
+    sys.unraisablehook = hook
 
 
 class Checkpoints:

@@ -210,7 +210,7 @@ def test_an_unknown_device_has_small_blocks():
     [
         (20, jnp.float32, 64, "multiple of 8 up to 256, not 20"),
         (264, jnp.float32, 64, "multiple of 8 up to 256, not 264"),
-        (64, jnp.float16, 64, "not float16"),
+        (64, jnp.float16, 64, "not in float16"),
         (64, jnp.bfloat16, 1 << 18, "blocks is longer than"),
     ],
 )

@@ -121,4 +121,5 @@ def test_a_full_disk_stops_training_and_keeps_the_last_good_checkpoint(tmp_path)
     last = err.strip().splitlines()[-1]
     assert "the checkpoint of step 12 could not be saved" in last
     assert "step 8 is the last good one" in last
+    assert "Traceback" not in err
     assert finished(command(*arguments, "--seed", "3"))[0] == 0
