@@ -78,7 +78,7 @@ def block_map() -> Sequence[Row]:
         some = np.asarray(jnp.sum(mapped(mask, q_length, k_length, 64, 64).some))
         needed = pair_blocks(np.asarray(mask.dense(q_length, k_length)), 64, 64)[0].sum()
         rows.append(
-            Row(f"blocks computed over blocks needed, {name}", float(some / needed), "", "1.00", some == needed)
+            Row(f"blocks computed over blocks needed, {name}", float(some / needed), "", "1.00", bool(some == needed))
         )
     return rows
 
