@@ -80,12 +80,20 @@ def one_chip(topology: str) -> Any:
     return jax, Mesh(np.array(devices), ("data",), axis_types=(AxisType.Auto,))
 
 
-def compiled(topology: str, run: Any, *arrays: Any) -> Any:
-    """`run` compiled for one chip."""
+def compiled(topology: str, run: Any, *arrays: Any, row_major: bool = False) -> Any:
+    """`run` compiled for one chip; arrays lie as the compiler likes best, or all with the last axis innermost."""
     jax, mesh = one_chip(topology)
+    from jax.experimental.layout import Format, Layout
+
     where = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    inputs: Any = where
+    if row_major:
+        inputs = jax.tree.map(lambda x: Format(Layout(tuple(range(x.ndim))), where), arrays)
     with jax.set_mesh(mesh):
-        return jax.jit(run, in_shardings=where, out_shardings=where).lower(*arrays).compile()
+        outputs: Any = where
+        if row_major:
+            outputs = jax.tree.map(lambda x: Format(Layout(tuple(range(x.ndim))), where), jax.eval_shape(run, *arrays))
+        return jax.jit(run, in_shardings=inputs, out_shardings=outputs).lower(*arrays).compile()
 
 
 def with_gradients(run: Any) -> Any:
@@ -170,8 +178,12 @@ def compile_all(topologies: list[str], lengths: list[int]) -> dict[str, Any]:
     return {"rows": rows}
 
 
-def memory(contestant: str, mask: str | None) -> dict[str, Any]:
-    """Temporary bytes of forward and backward, B 8, 12 heads, length 4,096, D 64, bfloat16, for v5e."""
+def memory(contestant: str, mask: str | None, row_major: bool = False) -> dict[str, Any]:
+    """Temporary bytes of forward and backward, B 8, 12 heads, length 4,096, D 64, bfloat16, for v5e.
+
+    Arrays between the operations of a model lie as the compiler chooses; `row_major` shows what it costs if they must
+    be turned.
+    """
     import jax
     import jax.numpy as jnp
 
@@ -179,7 +191,7 @@ def memory(contestant: str, mask: str | None) -> dict[str, Any]:
     q = jax.ShapeDtypeStruct((rows, length, heads, width), jnp.bfloat16)
     ids = jax.ShapeDtypeStruct((rows, length), jnp.int32)
     run = functools.partial(CONTESTANTS[contestant], mask=mask)
-    program = compiled(TOPOLOGIES["v5e"], with_gradients(run), (q, q, q), q, ids)
+    program = compiled(TOPOLOGIES["v5e"], with_gradients(run), (q, q, q), q, ids, row_major=row_major)
     return {"bytes": program.memory_analysis().temp_size_in_bytes}
 
 

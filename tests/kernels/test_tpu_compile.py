@@ -20,9 +20,10 @@ def test_every_feature_compiles_forward_and_backward(topology, lengths):
     assert len(rows) == len(lengths) * len(CASES)
 
 
-@pytest.mark.parametrize("mask", [None, "causal", "segments"])
-def test_memory_beyond_inputs_and_outputs(mask):
-    ours, dense = (ask("memory", contestant=name, mask=mask)["bytes"] for name in ("ours", "dense"))
+@pytest.mark.parametrize(("mask", "row_major"), [(None, False), ("segments", False), ("causal", True)])
+def test_memory_beyond_inputs_and_outputs(mask, row_major):
+    given = {"mask": mask, "row_major": row_major}
+    ours, dense = (ask("memory", contestant=name, **given)["bytes"] for name in ("ours", "dense"))
     assert ours <= dense / 20
 
 
