@@ -69,6 +69,15 @@ def cycles() -> Sequence[Row]:
     return rows
 
 
+def ring() -> Sequence[Row]:
+    """Transfers of a causal ring over four v5e chips that run while a kernel computes."""
+    answer = ask("ring")
+    if "error" in answer:
+        return [Row(f"ring: {answer['error']}", float("nan"), "", "1.00", False)]
+    share = answer["covered"] / answer["transfers"]
+    return [Row(f"ring of 4: of {answer['transfers']} transfers overlapped", share, "", "1.00", share == 1)]
+
+
 def block_map() -> Sequence[Row]:
     """Blocks computed over blocks that hold a visible pair, blocks of 64."""
     from tests.kernels.test_blocks import PATTERNS, mapped, of_the_field, pair_blocks
@@ -88,5 +97,6 @@ MEASUREMENTS: dict[str, Measurement] = {
     "compile": compile_table,
     "memory": memory,
     "cycles": cycles,
+    "ring": ring,
     "block_map": block_map,
 }

@@ -298,6 +298,40 @@ def _read_lists_by_arithmetic() -> None:
     pallas_tpu.unpacked = unpacked
 
 
+def ring(parts: int = 4) -> dict[str, Any]:
+    """The ring over a sequence cut in parts: how many transfers have a kernel between their start and their end.
+
+    The text of a compiled program lists operations in the order in which they run.
+    """
+    import jax
+    import jax.numpy as jnp
+    from jax.experimental import topologies
+
+    from jmm.distributed.mesh import MeshShape, make_mesh
+    from jmm.distributed.sharding import on_mesh
+    from jmm.kernels import attention, masks
+
+    devices = topologies.get_topology_desc(platform="tpu", topology_name=TOPOLOGIES["v5e"]).devices
+    mesh = make_mesh(MeshShape(data=1, sequence=parts), list(devices))
+    where = jax.NamedSharding(mesh, jax.P(None, "sequence"))
+    q = jax.ShapeDtypeStruct((2, 8192, 8, 128), jnp.bfloat16)
+    step = with_gradients(lambda q, k, v: attention(q, k, v, mask=masks.causal()))
+    with on_mesh(mesh):
+        lowered = jax.jit(step, in_shardings=where, out_shardings=where).lower((q, q, q), q)
+        lines = lowered.compile().as_text().splitlines()
+    started: dict[str, int] = {}
+    covered = kernels = 0
+    for line in lines:
+        name, _, operation = line.strip().removeprefix("ROOT ").partition(" = ")
+        if "custom-call(" in operation and "attention" in name:
+            kernels += 1
+        elif " collective-permute-start(" in operation:
+            started[name] = kernels
+        elif found := re.search(r" collective-permute-done\((?:.* )?(%[\w.-]+)\)", operation):
+            covered += kernels > started[found[1]]
+    return {"transfers": len(started), "covered": covered, "gathers": sum(" all-gather" in line for line in lines)}
+
+
 def contrastive_loss(batch: int) -> dict[str, Any]:
     """The contrastive loss and its gradients alone, over a 16 × 16 slice of v5e."""
     import jax
@@ -351,6 +385,7 @@ QUESTIONS = {
     "compile": compile_all,
     "memory": memory,
     "cycles": cycles,
+    "ring": ring,
     "contrastive_loss": contrastive_loss,
     "contrastive_step": contrastive_step,
 }

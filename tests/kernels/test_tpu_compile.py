@@ -31,3 +31,9 @@ def test_the_contrastive_loss_of_a_slice_holds_no_matrix():
     batch = 131_072
     # A chip's share of the [B, B] matrix would be 268 MB.
     assert ask("contrastive_loss", batch=batch)["bytes"] < batch * batch * 4 / 256 / 20
+
+
+def test_the_ring_sends_while_it_computes():
+    answer = ask("ring")
+    assert answer["transfers"] == answer["covered"] >= 6, answer
+    assert answer["gathers"] == 0
