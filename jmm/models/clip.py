@@ -101,7 +101,7 @@ class TextEncoder(nn.Module):
         cfg = self.config
         init = nn.initializers.normal(0.02)
         embed = nn.Embed(cfg.vocab_size, cfg.encoder.width, embedding_init=init, dtype=self.dtype, name="embedding")
-        x = LearnedPositions(cfg.context_length, self.dtype, name="positions")(embed(text))
+        x = LearnedPositions(cfg.context_length, dtype=self.dtype, name="positions")(embed(text))
         # What stands after the end of the text is never seen, so the mask needs no word about padding.
         x = Transformer(cfg.encoder, self.dtype, name="encoder")(x, mask=masks.causal(), train=train)
         return x, last_token(x, text_mask)

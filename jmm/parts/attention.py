@@ -14,13 +14,15 @@ class MultiHeadAttention(nn.Module):
     """Queries from `x`, keys and values from `context` (`x` itself unless given), joined by the attention core.
 
     `num_kv_heads` below `num_heads` shares each key head among a group of query heads (Ainslie et al. 2023).
-    `rotary_base` turns queries and keys by their positions before they meet.
+    `rotary_base` turns queries and keys by their positions before they meet. `out_bias` is the bias of the projection
+    that joins the heads, where it differs from that of the others (Qwen2 has none there).
     """
 
     num_heads: int
     num_kv_heads: int | None = None
     head_dim: int | None = None
     use_bias: bool = True
+    out_bias: bool | None = None
     rotary_base: float | None = None
     dtype: DTypeLike = jnp.float32
 
@@ -57,7 +59,7 @@ class MultiHeadAttention(nn.Module):
         return nn.DenseGeneral(
             width,
             axis=(-2, -1),
-            use_bias=self.use_bias,
+            use_bias=self.use_bias if self.out_bias is None else self.out_bias,
             dtype=self.dtype,
             kernel_init=nn.initializers.xavier_uniform(),
             name="out",

@@ -4,25 +4,43 @@ import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 Grid = tuple[int, int]
 
 
 class LearnedPositions(nn.Module):
-    """A table of learned position vectors for a sequence; a shorter one reads the table's beginning."""
+    """A table of learned position vectors for a sequence; a shorter one reads the table's beginning.
+
+    The first `offset` rows stand before position 0 and are read by none (OPT and BART keep two for padding).
+    """
 
     length: int
+    offset: int = 0
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, tokens: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
-        """Raises ValueError for a sequence longer than the table."""
+    def __call__(
+        self, tokens: Float[Array, "B L D"], positions: Int[Array, "#B L"] | None = None
+    ) -> Float[Array, "B L D"]:
+        """`positions` from 0 to `length` − 1 say where each token stands; without them they are in their order.
+
+        Raises ValueError for a sequence longer than the table.
+        """
         length, width = tokens.shape[1:]
         if length > self.length:
             raise ValueError(f"a sequence of {length} tokens is longer than the {self.length} learned positions")
-        table = self.param("table", nn.initializers.normal(0.02), (self.length, width), jnp.float32)
-        return tokens + table[:length].astype(self.dtype)
+        rows = self.offset + self.length
+        table = self.param("table", nn.initializers.normal(0.02), (rows, width), jnp.float32).astype(self.dtype)
+        if positions is None:
+            return tokens + table[self.offset : self.offset + length]
+        return tokens + table[self.offset + positions]
+
+
+def count_positions(mask: Bool[Array, "B L"]) -> Int[Array, "B L"]:
+    """The place of each token among the real ones of its row, from 0, so that padding on either side moves none;
+    padding itself stands at 0."""
+    return jnp.where(mask, jnp.cumsum(mask, axis=1, dtype=jnp.int32) - 1, 0)
 
 
 class LearnedPositions2D(nn.Module):

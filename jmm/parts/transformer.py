@@ -39,6 +39,8 @@ class TransformerConfig:
     """Hidden width of the feed-forward."""
     num_kv_heads: int | None = None
     """Key and value heads; fewer than `num_heads` for grouped-query attention. None: as many."""
+    head_dim: int | None = None
+    """Width of a head; None: that of the residual stream, shared among `num_heads`."""
     activation: Activation = "gelu"
     """Of the feed-forward; `gelu` is exact, `gelu_tanh` its tanh approximation."""
     gated: bool = False
@@ -51,6 +53,10 @@ class TransformerConfig:
     """Added to the variance."""
     use_bias: bool = True
     """Biases in projections."""
+    qkv_bias: bool | None = None
+    """Biases of queries, keys and values; None: as `use_bias` says."""
+    out_bias: bool | None = None
+    """Bias of the projection that joins the heads; None: as `use_bias` says."""
     rotary_base: float | None = None
     """Base of the rotary position frequencies; None for none."""
     cross_attention: bool = False
@@ -91,9 +97,9 @@ class Block(nn.Module):
         x = nn.with_logical_constraint(x, ("batch", "length", "embed"))
 
         def attend(base: float | None, name: str) -> MultiHeadAttention:
-            kv_heads, dtype = cfg.num_kv_heads, self.dtype
+            qkv_bias, out_bias = (cfg.use_bias if own is None else own for own in (cfg.qkv_bias, cfg.out_bias))
             return MultiHeadAttention(
-                cfg.num_heads, kv_heads, use_bias=cfg.use_bias, rotary_base=base, dtype=dtype, name=name
+                cfg.num_heads, cfg.num_kv_heads, cfg.head_dim, qkv_bias, out_bias, base, self.dtype, name=name
             )
 
         attention = attend(cfg.rotary_base, "attention")

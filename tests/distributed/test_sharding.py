@@ -13,12 +13,19 @@ from jax.sharding import PartitionSpec
 from jmm.distributed.mesh import make_mesh
 from jmm.distributed.sharding import PARAMETER_RULES, parameter_spec, placement_table, tree_shardings
 from jmm.experiment import MeshShape
+from jmm.models import decoder
 from jmm.models.clip import clip_l14
 from jmm.models.vit import vit_h
 from tests.arrays import abstract_params
 
 CUBE = MeshShape(data=2, fsdp=2, tensor=2)
 LARGE = 1_000_000
+CONFIGS = {
+    "clip_l14": clip_l14(),
+    "vit_h14": vit_h(14),
+    "llama_7b": decoder.VARIANTS["llama_7b"],
+    "qwen2_7b": decoder.VARIANTS["qwen2_7b"],
+}
 
 shapes = st.sampled_from([MeshShape(), MeshShape(fsdp=8), MeshShape(fsdp=2, tensor=4), MeshShape(tensor=8), CUBE])
 paths = st.sampled_from(
@@ -81,7 +88,7 @@ def test_any_array_can_be_placed(path, sizes, shape):
     jax.sharding.NamedSharding(mesh, spec).shard_shape(tuple(sizes))
 
 
-@pytest.mark.parametrize("config", [clip_l14(), vit_h(14)], ids=["clip_l14", "vit_h14"])
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 def test_full_size_models_are_cut_four_ways(config):
     mesh, params = make_mesh(CUBE), abstract_params(config)
     shardings = tree_shardings(params, mesh)

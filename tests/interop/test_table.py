@@ -38,12 +38,16 @@ THEIRS = {
 }
 
 
-def abstract():
+def abstract_of(shapes):
     return jax.tree.map(
         lambda shape: jax.ShapeDtypeStruct(shape, jnp.float32),
-        OURS,
+        shapes,
         is_leaf=lambda each: isinstance(each, tuple),
     )
+
+
+def abstract():
+    return abstract_of(OURS)
 
 
 def random_tensors():
@@ -124,13 +128,21 @@ def test_everything_wrong_at_import_is_named_at_once():
 
 
 @pytest.mark.parametrize(
-    ("name", "shape"), [("layers.1.fc.weight", (6, 7)), ("q.weight", (4, 9)), ("conv.weight", (2, 3, 4, 5))]
+    ("name", "shape"),
+    [
+        ("layers.1.fc.weight", (6, 7)),
+        ("q.weight", (4, 9)),
+        ("conv.weight", (2, 3, 4, 5)),
+        ("same.weight", (8, 6)),
+        ("same.weight", (3, 16)),
+    ],
 )
 def test_other_axes_with_as_many_numbers_are_refused(name, shape):
     """They would load without a word and mean nothing."""
-    tensors = random_tensors() | {name: np.ones(shape, np.float32)}
-    with pytest.raises(UserError, match=name):
-        import_tensors(TABLE, tensors, abstract())
+    tensors = random_tensors() | {"same.weight": np.ones((6, 8), np.float32), name: np.ones(shape, np.float32)}
+    wanted = abstract() | {"same": jax.ShapeDtypeStruct((6, 2, 4), jnp.float32)}
+    with pytest.raises(UserError, match=f": {name} is [^;]*$"):
+        import_tensors([*TABLE, Row("same", "same.weight")], tensors, wanted)
 
 
 def test_everything_wrong_at_export_is_named_at_once():
@@ -146,6 +158,152 @@ def test_everything_wrong_at_export_is_named_at_once():
         "layers.2.fc.bias is not known there",
         "our gate is in no row of the table",
         "pooler.weight is not covered",
+    ]
+
+
+# --- several of ours in one of theirs ---
+
+FUSED = [
+    *(Row(f"{name}/kernel", "c_attn.weight", part=(index, 3)) for index, name in enumerate("qkv")),
+    *(Row(f"{name}/bias", "c_attn.bias", part=(index, 3)) for index, name in enumerate("qkv")),
+    Row("blocks/key/kernel", "layers.{layer}.kv.weight", "linear", part=(0, 2)),
+    Row("blocks/value/kernel", "layers.{layer}.kv.weight", "linear", part=(1, 2)),
+    Row("left/kernel", "conv.weight", "conv", part=(0, 2)),
+    Row("right/kernel", "conv.weight", "conv", part=(1, 2)),
+]
+OURS_OF_FUSED = {
+    **{name: {"kernel": (6, 2, 3), "bias": (2, 3)} for name in "qkv"},
+    "blocks": {"key": {"kernel": (4, 6, 2, 5)}, "value": {"kernel": (4, 6, 2, 5)}},
+    "left": {"kernel": (2, 3, 4, 5)},
+    "right": {"kernel": (2, 3, 4, 5)},
+}
+THEIRS_FUSED = {
+    "c_attn.weight": (6, 18),
+    "c_attn.bias": (18,),
+    **{f"layers.{layer}.kv.weight": (20, 6) for layer in range(4)},
+    "conv.weight": (10, 4, 2, 3),
+}
+
+
+def fused():
+    rng = np.random.default_rng(2)
+    tensors = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in THEIRS_FUSED.items()}
+    return tensors, abstract_of(OURS_OF_FUSED)
+
+
+def test_parts_lie_along_the_outputs():
+    tensors, wanted = fused()
+    params = import_tensors(FUSED, tensors, wanted)
+    assert jax.tree.map(np.shape, params) == OURS_OF_FUSED
+    for index, name in enumerate("qkv"):
+        at = slice(6 * index, 6 * index + 6)
+        np.testing.assert_array_equal(params[name]["kernel"].reshape(6, 6), tensors["c_attn.weight"][:, at])
+        np.testing.assert_array_equal(params[name]["bias"].reshape(6), tensors["c_attn.bias"][at])
+    for layer in range(4):
+        kv = tensors[f"layers.{layer}.kv.weight"]
+        np.testing.assert_array_equal(params["blocks"]["key"]["kernel"][layer].reshape(6, 10), kv[:10].T)
+        np.testing.assert_array_equal(params["blocks"]["value"]["kernel"][layer].reshape(6, 10), kv[10:].T)
+    np.testing.assert_array_equal(params["right"]["kernel"], tensors["conv.weight"][5:].transpose(2, 3, 1, 0))
+
+
+def test_export_joins_the_parts():
+    tensors, wanted = fused()
+    back = export_tensors(FUSED, import_tensors(FUSED, tensors, wanted), THEIRS_FUSED)
+    assert back.keys() == tensors.keys()
+    for name, tensor in tensors.items():
+        assert back[name].dtype == tensor.dtype
+        np.testing.assert_array_equal(back[name], tensor, err_msg=name)
+
+
+def test_what_is_wrong_with_a_fused_tensor_is_said_once():
+    tensors, wanted = fused()
+    del tensors["c_attn.bias"]
+    tensors["c_attn.weight"] = np.zeros((6, 19), np.float32)
+    tensors["layers.2.kv.weight"] = np.zeros((6, 20), np.float32)
+    with pytest.raises(UserError) as caught:
+        import_tensors(FUSED, tensors, wanted)
+    parts = str(caught.value).removeprefix("the tensors do not fit the model: ").split("; ")
+    assert sorted(parts) == [
+        "c_attn.bias is missing",
+        "c_attn.weight is (6, 19), which does not fit 3 parts of (6, 2, 3)",
+        "layers.2.kv.weight is (6, 20), which does not fit 2 parts of (6, 2, 5)",
+    ]
+
+
+def test_a_part_that_ours_lacks_is_not_covered():
+    tensors, wanted = fused()
+    params = import_tensors(FUSED, tensors, wanted)
+    del params["v"]["bias"]
+    with pytest.raises(UserError, match=r": c_attn.bias is not covered$"):
+        export_tensors(FUSED, params, THEIRS_FUSED)
+
+
+def test_a_wrong_size_at_export_is_named():
+    tensors, wanted = fused()
+    params = import_tensors(FUSED, tensors, wanted)
+    shapes = {**THEIRS_FUSED, "c_attn.bias": (20,), "conv.weight": (10, 4, 3, 2)}
+    with pytest.raises(UserError) as caught:
+        export_tensors(FUSED, params, shapes)
+    parts = str(caught.value).removeprefix("the model does not fit the tensors: ").split("; ")
+    assert sorted(parts) == [
+        "c_attn.bias is (20,), which does not fit 3 parts of (2, 3)",
+        "conv.weight is (10, 4, 3, 2), which does not fit 2 parts of (2, 3, 4, 5)",
+    ]
+
+
+# --- one of ours under several names of theirs ---
+
+TIED = [Row("embedding", "wte.weight", copies=("head.weight",)), Row("norm", "norm.weight")]
+TIED_OURS = {"embedding": (7, 4), "norm": (4,)}
+
+
+@pytest.mark.parametrize("names", [["wte.weight"], ["head.weight"], ["wte.weight", "head.weight"]])
+def test_any_name_of_a_tied_tensor_is_enough(names):
+    rng = np.random.default_rng(3)
+    tied, norm = (rng.standard_normal(shape).astype(np.float32) for shape in TIED_OURS.values())
+    tensors = {**dict.fromkeys(names, tied), "norm.weight": norm}
+    params = import_tensors(TIED, tensors, abstract_of(TIED_OURS))
+    np.testing.assert_array_equal(params["embedding"], tied)
+    back = export_tensors(TIED, params, {name: tensor.shape for name, tensor in tensors.items()})
+    assert back.keys() == tensors.keys()
+    for name, tensor in tensors.items():
+        np.testing.assert_array_equal(back[name], tensor, err_msg=name)
+
+
+def test_copies_that_differ_are_refused():
+    tied = np.ones((7, 4), np.float32)
+    tensors = {"wte.weight": tied, "head.weight": 2 * tied, "norm.weight": tied[0]}
+    with pytest.raises(UserError, match=r"head.weight differs from wte.weight, and the model has one tensor for both"):
+        import_tensors(TIED, tensors, abstract_of(TIED_OURS))
+
+
+def test_a_tied_tensor_under_no_name():
+    with pytest.raises(UserError, match=r": wte.weight is missing$"):
+        import_tensors(TIED, {"norm.weight": np.ones(4, np.float32)}, abstract_of(TIED_OURS))
+    params = {"embedding": np.ones((7, 4), np.float32), "norm": np.ones(4, np.float32)}
+    with pytest.raises(UserError, match=r": wte.weight is not known there$"):
+        export_tensors(TIED, params, {"norm.weight": (4,)})
+
+
+# --- what is no weight ---
+
+
+def test_ignored_names_match_from_end_to_end():
+    tensors = random_tensors() | {"layers.0.mask": np.ones(3), "layers.0.mask.weight": np.ones(3)}
+    with pytest.raises(UserError, match=r": layers.0.mask.weight is left over$"):
+        import_tensors(TABLE, tensors, abstract(), ignored=r"layers\.\d+\.mask")
+    del tensors["layers.0.mask.weight"]
+    params = import_tensors(TABLE, tensors, abstract(), ignored=r"layers\.\d+\.mask")
+    assert jax.tree.map(np.shape, params) == OURS
+
+
+def test_transformer_rows_of_one_layout():
+    names = {"attention/out": "attn.c_proj", "mlp_norm": "ln_2"}
+    assert transformer_rows("decoder", "h", names, "same") == [
+        Row("decoder/blocks/attention/out/kernel", "h.{layer}.attn.c_proj.weight"),
+        Row("decoder/blocks/attention/out/bias", "h.{layer}.attn.c_proj.bias"),
+        Row("decoder/blocks/mlp_norm/scale", "h.{layer}.ln_2.weight"),
+        Row("decoder/blocks/mlp_norm/bias", "h.{layer}.ln_2.bias"),
     ]
 
 

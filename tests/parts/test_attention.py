@@ -100,6 +100,14 @@ def test_own_head_width_and_no_bias():
     }
 
 
+@pytest.mark.parametrize(("use_bias", "out_bias"), [(True, False), (False, True), (True, None), (False, None)])
+def test_the_joining_projection_has_a_bias_of_its_own_choice(use_bias, out_bias):
+    params = abstract_of(MultiHeadAttention(3, use_bias=use_bias, out_bias=out_bias), jnp.zeros((1, 3, 12)))
+    biased = {name: "bias" in each for name, each in params.items()}
+    assert biased.pop("out") == (use_bias if out_bias is None else out_bias)
+    assert set(biased.values()) == {use_bias}
+
+
 def test_width_that_does_not_divide_into_heads_is_refused():
     with pytest.raises(ValueError, match="width of 10 does not divide into 3 heads"):
         MultiHeadAttention(3).init(jax.random.key(0), jnp.zeros((1, 2, 10)))

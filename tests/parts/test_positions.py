@@ -10,6 +10,7 @@ from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 from jmm.parts.positions import (
     LearnedPositions,
     LearnedPositions2D,
+    count_positions,
     cubic_resize_matrix,
     resize_positions,
     rotary,
@@ -97,6 +98,22 @@ def test_learned_positions_are_the_beginning_of_the_table():
     tokens, table = jnp.asarray(noise(2, 3, 4), jnp.float32), jnp.asarray(noise(5, 4, seed=1), jnp.float32)
     out = LearnedPositions(5).apply({"params": {"table": table}}, tokens)
     np.testing.assert_array_equal(out, tokens + table[None, :3])
+
+
+@pytest.mark.parametrize("offset", [0, 2])
+def test_learned_positions_are_read_where_they_are_given(offset):
+    tokens, table = jnp.asarray(noise(2, 3, 4), jnp.float32), jnp.asarray(noise(offset + 5, 4, seed=1), jnp.float32)
+    module, positions = LearnedPositions(5, offset), jnp.array([[0, 1, 2], [4, 0, 3]])
+    out = jax.jit(module.apply)({"params": {"table": table}}, tokens, positions)
+    np.testing.assert_array_equal(out, tokens + table[offset:][positions])
+    in_order = jax.jit(module.apply)({"params": {"table": table}}, tokens)
+    np.testing.assert_array_equal(in_order, tokens + table[None, offset : offset + 3])
+
+
+def test_positions_are_counted_over_real_tokens():
+    mask = jnp.array([[1, 1, 1, 1], [1, 1, 0, 0], [0, 0, 1, 1], [0, 1, 0, 1], [0, 0, 0, 0]], bool)
+    expected = [[0, 1, 2, 3], [0, 1, 0, 0], [0, 0, 0, 1], [0, 0, 0, 1], [0, 0, 0, 0]]
+    np.testing.assert_array_equal(count_positions(mask), expected)
 
 
 def test_too_long_a_sequence_is_refused():

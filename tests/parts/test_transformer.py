@@ -187,6 +187,19 @@ def test_remat_recomputes_more_and_more(scan):
     assert none < dots < full
 
 
+def test_biases_and_head_width_where_they_differ():
+    config = replace(LLAMA, qkv_bias=True, head_dim=6)
+    params = abstract_of(config)["blocks"]
+    for name in ("attention", "cross_attention"):
+        biased = {part for part, each in params[name].items() if "bias" in each}
+        assert biased == {"query", "key", "value"}
+        assert params[name]["query"]["kernel"].shape == (2, 12, 3, 6)
+        assert params[name]["out"]["kernel"].shape == (2, 3, 6, 12)
+    assert not any("bias" in each for each in params["mlp"].values())
+    out = abstract_of(replace(BERT, out_bias=False))["blocks"]
+    assert "bias" not in out["attention"]["out"] and "bias" in out["attention"]["query"] and "bias" in out["mlp"]["up"]
+
+
 # --- dropout ---
 
 

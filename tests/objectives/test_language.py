@@ -1,0 +1,58 @@
+"""The next-token loss against torch and by hand."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+
+from jmm.objectives.language import next_token
+from tests.arrays import assert_close
+
+MASK = np.array([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0], [0, 0, 1, 1, 1], [0, 1, 1, 0, 1], [0, 0, 0, 1, 0]], bool)
+
+
+def inputs():
+    rng = np.random.default_rng(0)
+    logits = 3 * rng.standard_normal((*MASK.shape, 7)).astype(np.float32)
+    return jnp.asarray(logits), jnp.asarray(rng.integers(0, 7, MASK.shape), jnp.int32)
+
+
+def test_equals_torch():
+    """A target counts if it and the token before it are real: 4 + 2 + 2 + 1 of them."""
+    logits, text = inputs()
+    pair = MASK[:, 1:] & MASK[:, :-1]
+    assert pair.sum() == 9
+    (loss, accuracy), gradient = jax.jit(jax.value_and_grad(next_token, has_aux=True))(logits, text, jnp.asarray(MASK))
+
+    theirs = torch.tensor(np.asarray(logits), requires_grad=True)
+    labels = torch.tensor(np.where(pair, np.asarray(text)[:, 1:], -100)).long()
+    expected = torch.nn.functional.cross_entropy(theirs[:, :-1].transpose(1, 2), labels, ignore_index=-100)
+    expected.backward()
+    assert_close(loss, expected.detach(), 1e-6)
+    assert_close(gradient, theirs.grad, 1e-5)
+    right = np.argmax(logits, axis=2)[:, :-1] == np.asarray(text)[:, 1:]
+    assert_close(accuracy, right[pair].mean(), 1e-6)
+
+
+def test_certainty_costs_nothing_and_ignorance_the_logarithm():
+    text = jnp.array([[3, 1, 4]])
+    mask = jnp.ones((1, 3), bool)
+    right = 100 * jax.nn.one_hot(jnp.roll(text, -1, axis=1), 5)
+    assert next_token(right, text, mask) == (0, 1)
+    assert_close(next_token(jnp.zeros((1, 3, 5)), text, mask)[0], np.log(5), 1e-6)
+
+
+def test_a_batch_without_a_pair_is_zero_and_its_gradient_too():
+    logits, text = inputs()
+    mask = jnp.zeros(MASK.shape, bool).at[:, 2].set(True)
+    (loss, accuracy), gradient = jax.value_and_grad(next_token, has_aux=True)(logits, text, mask)
+    assert (loss, accuracy) == (0, 0)
+    np.testing.assert_array_equal(gradient, 0)
+
+
+def test_bfloat16_logits_are_summed_in_float32():
+    logits, text = inputs()
+    rounded = logits.astype(jnp.bfloat16)
+    loss, _ = next_token(rounded, text, jnp.asarray(MASK))
+    assert loss.dtype == jnp.float32
+    assert_close(loss, next_token(rounded.astype(jnp.float32), text, jnp.asarray(MASK))[0], 1e-6)
