@@ -41,7 +41,7 @@ def words(name: str, value: Any) -> tuple[Any, list[str]]:
         other = ("first one", "second")
     else:
         assert value is None
-        other = 3
+        other = True if kind.endswith("_bias") else 3
     return other, [str(item) for item in (other if isinstance(other, tuple) else (other,))]
 
 
