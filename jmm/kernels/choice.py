@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from jmm.kernels.core import Operands, Problem
 from jmm.kernels.masks import Causal, First
-from jmm.kernels.placement import Target, warn_once
+from jmm.kernels.placement import Target, free_axes, warn_once
 
 Implementation = Literal["reference", "chunked", "pallas_tpu", "pallas_gpu", "cudnn"]
 
@@ -60,6 +60,8 @@ def _cudnn_obstacle(at: Target, problem: Problem, operands: Operands) -> str | N
         return f"it runs on NVIDIA GPUs, not on {at.kind}"
     if q.dtype not in (jnp.bfloat16, jnp.float16):
         return f"it takes bfloat16 and float16, not {q.dtype}"
+    if free_axes("length", q.shape[2]):
+        return "it knows no ring, and the mesh cuts the sequence"
     if operands.bias is not None:
         return "its bias has no gradient that is summed over rows"
     causal = isinstance(problem.formula, Causal) and q.shape[2] == k.shape[2]

@@ -24,6 +24,7 @@ from jmm.kernels.tpu_blocks import MAX_WIDTH, block_sizes
 from jmm.kernels.tpu_call import (
     LANES,
     LOG2E,
+    MAX_BLOCKS,
     Blocks,
     Call,
     Index,
@@ -52,7 +53,10 @@ def supports(problem: Problem, operands: Operands) -> str | None:
         return f"there is nothing to compute for q {operands.q.shape} and k {operands.k.shape}"
     sizes = problem.blocks or block_sizes(operands)
     rows = max((each.shape[0] for each in (*operands.q_labels, *operands.k_labels)), default=1)
-    entries = rows * pl.cdiv(q_length, sizes.q) * pl.cdiv(operands.k.shape[2], sizes.k)
+    blocks = pl.cdiv(q_length, sizes.q), pl.cdiv(operands.k.shape[2], sizes.k)
+    if max(blocks) > MAX_BLOCKS:
+        return f"an entry of its list names one of {MAX_BLOCKS} blocks, and there are {max(blocks)}"
+    entries = rows * blocks[0] * blocks[1]
     return f"its list of {entries} blocks is longer than {MAX_ENTRIES}" if entries > MAX_ENTRIES else None
 
 

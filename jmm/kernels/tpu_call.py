@@ -295,6 +295,10 @@ class Step(NamedTuple):
     last: Any
 
 
+MAX_BLOCKS = 1 << 13
+"""Blocks of a side that one int32 can name beside the other fields of an entry, with its sign left alone."""
+
+
 def packed(order: Schedule) -> jax.Array:
     """A list of blocks as one int32 each, [1 or B times steps]."""
     return jnp.asarray(order.major << 18 | order.minor << 4 | order.work << 2 | order.edge, jnp.int32).reshape(-1)

@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from jmm.distributed.mesh import MeshShape, make_mesh
+from jmm.distributed.sharding import on_mesh
 from jmm.kernels import attention, masks
 from jmm.kernels.choice import CHUNKED_FROM, choose
 from jmm.kernels.core import Operands, Problem
@@ -60,6 +62,16 @@ def test_a_shape_that_no_kernel_takes_falls_back_and_says_so_once(at, length, ex
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert chosen(at, length, width=300) == expected
+
+
+def test_a_sequence_that_is_cut_goes_to_a_core_that_knows_the_ring():
+    with on_mesh(make_mesh(MeshShape(data=4, sequence=2))):
+        assert chosen(H100, 1024) == "pallas_gpu"
+        with pytest.raises(ValueError, match="cudnn cannot do this: it knows no ring"):
+            chosen(H100, 1024, forced="cudnn")
+        assert chosen(H100, 1025) == "cudnn"  # a length that does not divide stays whole
+    with on_mesh(make_mesh(MeshShape(data=4, tensor=2))):
+        assert chosen(H100, 1024) == "cudnn"
 
 
 @pytest.mark.parametrize("name", ["reference", "chunked", "pallas_tpu", "pallas_gpu"])

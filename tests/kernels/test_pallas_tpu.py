@@ -212,6 +212,7 @@ def test_an_unknown_device_has_small_blocks():
         (264, jnp.float32, 64, "multiple of 8 up to 256, not 264"),
         (64, jnp.float16, 64, "not in float16"),
         (64, jnp.bfloat16, 1 << 18, "blocks is longer than"),
+        (64, jnp.bfloat16, 1 << 22, "names one of 8192 blocks, and there are 16384"),
     ],
 )
 def test_what_no_kernel_takes_is_named(width, dtype, length, named):
