@@ -1,11 +1,13 @@
 """Multi-head attention: self, cross and grouped-query use of the one attention core."""
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
-from jmm.kernels import attention
+from jmm.kernels import attention, decode_attention
+from jmm.kernels.decode import store
 from jmm.kernels.masks import Mask
 from jmm.parts.positions import rotary
 
@@ -16,6 +18,11 @@ class MultiHeadAttention(nn.Module):
     `num_kv_heads` below `num_heads` shares each key head among a group of query heads (Ainslie et al. 2023).
     `rotary_base` turns queries and keys by their positions before they meet. `out_bias` is the bias of the projection
     that joins the heads, where it differs from that of the others (Qwen2 has none there).
+
+    Text is written token by token over a cache, the Linen collection `cache`. The first `cached` call stores its keys and
+    values, [B, K, G, D]: as `key` and `value` those of a text, as `context_key` and `context_value` those of a context.
+    Every further one takes one new token, stores it in the slot that its position names and reads the cache, or reads
+    the stored context. Between the two the caller makes room for new tokens behind those of the text.
     """
 
     num_heads: int
@@ -35,27 +42,29 @@ class MultiHeadAttention(nn.Module):
         mask: Mask | None = None,
         bias: Float[Array, "#B #H Q K"] | None = None,
         positions: Int[Array, "#B Q"] | None = None,
+        cached: bool = False,
     ) -> Float[Array, "B Q D"]:
-        """Raises ValueError for a width that does not divide into the heads, and for rotary positions between two
-        sequences: they say nothing about each other's places."""
+        """Raises ValueError for a width that does not divide into the heads, for rotary positions between two
+        sequences (they say nothing about each other's places), and for a new token without a position or with a
+        mask: it sees every token before it."""
         width = x.shape[-1]
         if self.num_heads < 1 or (self.head_dim is None and width % self.num_heads):
             raise ValueError(f"a width of {width} does not divide into {self.num_heads} heads")
-        head_dim = self.head_dim or width // self.num_heads
-        num_kv_heads = self.num_kv_heads or self.num_heads
         if self.rotary_base is not None and context is not None:
             raise ValueError("rotary positions are for self-attention; there is a context")
-        context = x if context is None else context
+        writes = cached and context is None and self.has_variable("cache", "key")
+        if writes and (positions is None or mask is not None):
+            raise ValueError("a new token needs its position, and no mask: it sees every token before it")
+        if self.rotary_base is not None and positions is None:
+            positions = jnp.arange(x.shape[1])[None]
 
-        q = self._project(self.num_heads, head_dim, "query")(x)
-        k = self._project(num_kv_heads, head_dim, "key")(context)
-        v = self._project(num_kv_heads, head_dim, "value")(context)
-        if self.rotary_base is not None:
-            if positions is None:
-                positions = jnp.arange(x.shape[1])[None]
-            q, k = (rotary(each, positions, self.rotary_base) for each in (q, k))
-        q = nn.with_logical_constraint(q, ("batch", "length", "heads", "head_dim"))
-        attended = attention(q, k, v, mask=mask, bias=bias)
+        q = self._project(self.num_heads, width, "query")(x)
+        q = nn.with_logical_constraint(self._turned(q, positions), ("batch", "length", "heads", "head_dim"))
+        k, v = self._keys_and_values(x, context, positions, cached)
+        if writes:
+            attended = self._write(q, k, v, positions, bias)
+        else:
+            attended = attention(q, k, v, mask=mask, bias=bias)
         return nn.DenseGeneral(
             width,
             axis=(-2, -1),
@@ -65,9 +74,40 @@ class MultiHeadAttention(nn.Module):
             name="out",
         )(attended)
 
-    def _project(self, heads: int, head_dim: int, name: str) -> nn.Module:
+    def _keys_and_values(
+        self, x: jax.Array, context: jax.Array | None, positions: jax.Array | None, cached: bool
+    ) -> list[jax.Array]:
+        """Those of `x`, or of the context, which are read where they are stored; with an empty cache, they fill it."""
+        names = ("key", "value") if context is None else ("context_key", "context_value")
+        stored = cached and self.has_variable("cache", names[0])
+        if stored and context is not None:
+            return [jnp.swapaxes(self.get_variable("cache", name), 1, 2) for name in names]
+        source, heads = x if context is None else context, self.num_kv_heads or self.num_heads
+        k, v = (self._project(heads, x.shape[-1], name)(source) for name in ("key", "value"))
+        k = self._turned(k, positions)
+        if cached and not stored:
+            for name, each in zip(names, (k, v), strict=True):
+                self.put_variable("cache", name, jnp.swapaxes(each, 1, 2))
+        return [k, v]
+
+    def _write(
+        self, q: jax.Array, k: jax.Array, v: jax.Array, positions: jax.Array, bias: jax.Array | None
+    ) -> jax.Array:
+        """Stores the new token's keys and values, and attends to all slots up to its own."""
+        lengths = jnp.broadcast_to(positions[:, 0] + 1, q.shape[:1])
+        slots = []
+        for name, new in (("key", k), ("value", v)):
+            slots.append(store(self.get_variable("cache", name), new[:, 0], lengths))
+            self.put_variable("cache", name, slots[-1])
+        of_slots = None if bias is None else bias[:, :, 0]
+        return decode_attention(q[:, 0], *slots, lengths, bias=of_slots)[:, None]
+
+    def _turned(self, x: jax.Array, positions: jax.Array | None) -> jax.Array:
+        return x if self.rotary_base is None else rotary(x, positions, self.rotary_base)
+
+    def _project(self, heads: int, width: int, name: str) -> nn.Module:
         return nn.DenseGeneral(
-            (heads, head_dim),
+            (heads, self.head_dim or width // self.num_heads),
             use_bias=self.use_bias,
             dtype=self.dtype,
             kernel_init=nn.initializers.xavier_uniform(),
