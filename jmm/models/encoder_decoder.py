@@ -161,15 +161,18 @@ class EncoderDecoder(nn.Module):
         mask: Bool[Array, "B M"] | None = None,
         context_mask: Bool[Array, "B L"] | None = None,
         *,
+        positions: Int[Array, "#B M"] | None = None,
         train: bool = False,
     ) -> Float[Array, "B M D"]:
         """Every embedded token of the target after the decoder, having seen itself, the real ones before it, and what
-        is real of `context`, the encoder's output."""
+        is real of `context`, the encoder's output. `positions` are the places of the tokens where they are not those
+        of the real ones, from 0."""
         cfg, bias = self.config, None
         if cfg.first_position is not None:
-            x = self.decoder_positions(x, None if mask is None else count_positions(mask))
+            counted = None if mask is None else count_positions(mask)
+            x = self.decoder_positions(x, counted if positions is None else positions)
         if cfg.relative_buckets is not None:
-            places = jnp.arange(x.shape[1])[None]
+            places = jnp.arange(x.shape[1])[None] if positions is None else positions
             bias = self.decoder_bias(places, places)
         if cfg.embedding_norm:
             x = self.decoder_norm(x)
