@@ -17,12 +17,15 @@ class MultiHeadAttention(nn.Module):
 
     `num_kv_heads` below `num_heads` shares each key head among a group of query heads (Ainslie et al. 2023).
     `rotary_base` turns queries and keys by their positions before they meet. `out_bias` is the bias of the projection
-    that joins the heads, where it differs from that of the others (Qwen2 has none there).
+    that joins the heads, where it differs from that of the others (Qwen2 has none there). `scale` is that of the
+    logits, 1/√(head width) unless given (T5 has 1); queries start as much smaller as it is larger, so that the softmax
+    starts as flat.
 
-    Text is written token by token over a cache, the Linen collection `cache`. The first `cached` call stores its keys and
-    values, [B, K, G, D]: as `key` and `value` those of a text, as `context_key` and `context_value` those of a context.
-    Every further one takes one new token, stores it in the slot that its position names and reads the cache, or reads
-    the stored context. Between the two the caller makes room for new tokens behind those of the text.
+    `cached` is for writing token by token. The first call stores its keys and values in the Linen collection `cache`,
+    [B, K, L, D], those of `x` as `key` and `value`, those of a context as `context_key` and `context_value`. In every
+    call after it `x` is one new token: its keys and values are stored in the slot that its position names, and it sees
+    the slots up to there; a context is read as it was stored. Between the first call and the second the caller appends
+    slots for the new tokens.
     """
 
     num_heads: int
@@ -32,6 +35,7 @@ class MultiHeadAttention(nn.Module):
     out_bias: bool | None = None
     rotary_base: float | None = None
     dtype: DTypeLike = jnp.float32
+    scale: float | None = None
 
     @nn.compact
     def __call__(
@@ -57,14 +61,16 @@ class MultiHeadAttention(nn.Module):
             raise ValueError("a new token needs its position, and no mask: it sees every token before it")
         if self.rotary_base is not None and positions is None:
             positions = jnp.arange(x.shape[1])[None]
+        head_dim = self.head_dim or width // self.num_heads
 
-        q = self._project(self.num_heads, width, "query")(x)
+        gain = 1.0 if self.scale is None else head_dim**-0.5 / self.scale
+        q = self._project(self.num_heads, head_dim, "query", gain)(x)
         q = nn.with_logical_constraint(self._turned(q, positions), ("batch", "length", "heads", "head_dim"))
-        k, v = self._keys_and_values(x, context, positions, cached)
+        k, v = self._keys_and_values(x, context, head_dim, positions, cached)
         if writes:
             attended = self._write(q, k, v, positions, bias)
         else:
-            attended = attention(q, k, v, mask=mask, bias=bias)
+            attended = attention(q, k, v, mask=mask, bias=bias, scale=self.scale)
         return nn.DenseGeneral(
             width,
             axis=(-2, -1),
@@ -75,7 +81,7 @@ class MultiHeadAttention(nn.Module):
         )(attended)
 
     def _keys_and_values(
-        self, x: jax.Array, context: jax.Array | None, positions: jax.Array | None, cached: bool
+        self, x: jax.Array, context: jax.Array | None, head_dim: int, positions: jax.Array | None, cached: bool
     ) -> list[jax.Array]:
         """Those of `x`, or of the context, which are read where they are stored; with an empty cache, they fill it."""
         names = ("key", "value") if context is None else ("context_key", "context_value")
@@ -83,7 +89,7 @@ class MultiHeadAttention(nn.Module):
         if stored and context is not None:
             return [jnp.swapaxes(self.get_variable("cache", name), 1, 2) for name in names]
         source, heads = x if context is None else context, self.num_kv_heads or self.num_heads
-        k, v = (self._project(heads, x.shape[-1], name)(source) for name in ("key", "value"))
+        k, v = (self._project(heads, head_dim, name)(source) for name in ("key", "value"))
         k = self._turned(k, positions)
         if cached and not stored:
             for name, each in zip(names, (k, v), strict=True):
@@ -100,16 +106,16 @@ class MultiHeadAttention(nn.Module):
             slots.append(store(self.get_variable("cache", name), new[:, 0], lengths))
             self.put_variable("cache", name, slots[-1])
         of_slots = None if bias is None else bias[:, :, 0]
-        return decode_attention(q[:, 0], *slots, lengths, bias=of_slots)[:, None]
+        return decode_attention(q[:, 0], *slots, lengths, bias=of_slots, scale=self.scale)[:, None]
 
     def _turned(self, x: jax.Array, positions: jax.Array | None) -> jax.Array:
         return x if self.rotary_base is None else rotary(x, positions, self.rotary_base)
 
-    def _project(self, heads: int, width: int, name: str) -> nn.Module:
+    def _project(self, heads: int, head_dim: int, name: str, gain: float = 1.0) -> nn.Module:
         return nn.DenseGeneral(
-            (heads, self.head_dim or width // self.num_heads),
+            (heads, head_dim),
             use_bias=self.use_bias,
             dtype=self.dtype,
-            kernel_init=nn.initializers.xavier_uniform(),
+            kernel_init=nn.initializers.variance_scaling(gain**2, "fan_avg", "uniform"),
             name=name,
         )
