@@ -68,23 +68,26 @@ def resize(
     shorter edge is brought to that length, then the middle is cut out, with black around it where it is too small.
     `none` goes the second step alone.
     """
-    height, width = image.shape[:2]
     if how == "none":
         return _middle(image, size)
+    if how == "squash":
+        return _resample(image, size, resample)
+    height, width = image.shape[:2]
     if how == "crop":
         ratio = min(height / size[0], width / size[1])
         # max: rounding may leave a cut of −1e-15
         across, down = max(width - size[1] * ratio, 0) / 2, max(height - size[0] * ratio, 0) / 2
         return _resample(image, size, resample, (across, down, width - across, height - down))
-    if how == "squash":
-        return _resample(image, size, resample, (0, 0, width, height))
     longer = int(how * max(height, width) / min(height, width))
     scaled = (longer, how) if width <= height else (how, longer)
-    return _middle(_resample(image, scaled, resample, (0, 0, width, height)), size)
+    return _middle(_resample(image, scaled, resample), size)
 
 
 def _resample(
-    image: UInt8[np.ndarray, "h w C"], size: tuple[int, int], resample: Resample, box: tuple[float, float, float, float]
+    image: UInt8[np.ndarray, "h w C"],
+    size: tuple[int, int],
+    resample: Resample,
+    box: tuple[float, float, float, float] | None = None,
 ) -> UInt8[np.ndarray, "H W C"]:
     picture = Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image)
     code = Image.Resampling[resample.upper()]

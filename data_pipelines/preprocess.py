@@ -1,7 +1,7 @@
 """From pictures and strings to the arrays of a batch. The same for training, evaluation and a user's own files."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any, Literal
 
@@ -54,6 +54,12 @@ class Preprocess:
         if image.shape == (*self.image_size, self.channels) and isinstance(self.resize, str):
             return image
         return resize(to_channels(image, self.channels), self.image_size, self.resize, self.resample)
+
+    def sized(self, image_size: tuple[int, int]) -> "Preprocess":
+        """The same for images of another size: as much is cut off as before."""
+        ratio = min(image_size) / min(self.image_size)
+        how = self.resize if isinstance(self.resize, str) else round(self.resize * ratio)
+        return replace(self, image_size=image_size, resize=how)
 
     def normalise(self, image: Shaped[np.ndarray, "H W C"]) -> Float[np.ndarray, "H W C"]:
         """Pixels 0–255 to float32 (x · scale − mean) / std."""

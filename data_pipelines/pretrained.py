@@ -4,12 +4,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import tokenizers
 
 from data_pipelines.settings import Settings, read_settings
 from data_pipelines.siglip import SiglipPieces
+from data_pipelines.tokenizer import Tokenizer
 from data_pipelines.vocabulary import RECIPES, Roles, build
 from jmm.errors import UserError
 
@@ -23,7 +24,7 @@ TOKENIZER_FILES = (
 
 
 @dataclass(frozen=True)
-class PretrainedTokenizer:
+class PretrainedTokenizer(Tokenizer):
     """tokenizer.json, or else the vocabulary files of a family; they are read when the first text comes. Nothing of
     the directory is ever run.
 
@@ -65,6 +66,7 @@ class PretrainedTokenizer:
         return _load(self.directory).pieces.decode(list(ids))
 
 
+@runtime_checkable
 class Pieces(Protocol):
     """What a tokenizer's files become."""
 

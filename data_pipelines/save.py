@@ -43,9 +43,13 @@ def save_preprocess(preprocess: Preprocess, directory: Path, inputs: Collection[
             _save_bytes(preprocess, directory)
         else:
             kind = type(preprocess.tokenizer).__name__
-            raise UserError(
-                f"transformers has no tokenizer for a {kind}; PretrainedTokenizer and ByteTokenizer are known"
-            )
+            raise UserError(f"a {kind} cannot be written for transformers; a PretrainedTokenizer or ByteTokenizer can")
+
+
+def copy_tokenizer(tokenizer: PretrainedTokenizer, directory: Path) -> None:
+    """Copies all that a `PretrainedTokenizer` reads into a new directory, so that it reads the same there."""
+    directory.mkdir()
+    _copy([*TOKENIZER_FILES, "config.json"], Path(tokenizer.directory), directory)
 
 
 def _copy(names: Collection[str], source: Path, directory: Path) -> None:

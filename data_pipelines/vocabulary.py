@@ -52,6 +52,9 @@ def build(recipe: Recipe, directory: Path, settings: Settings) -> tuple[Tokenize
     """The tokenizer of a directory, and its tokens with a role."""
     roles = {**recipe.roles, **{name: token["content"] for name, token in settings.special.items()}}
     tokenizer = recipe.make([directory / name for name in recipe.files], settings, roles)
+    for name in (recipe.begin, recipe.end):
+        if name and tokenizer.token_to_id(roles[name]) is None:
+            raise ValueError(f"its vocabulary lacks {roles[name]}, which stands around every text")
     tokens = [*settings.added.values(), *(settings.special.get(name, _special(roles[name])) for name in roles)]
     for token in [*tokens, *settings.extra]:
         tokenizer.add_tokens([AddedToken(**token)])
@@ -127,6 +130,8 @@ def _pieces(file: Path) -> Any:
     """The message of a sentencepiece file (sentencepiece_model.proto)."""
     proto = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined]
     proto.ParseFromString(file.read_bytes())
+    if not proto.pieces:
+        raise ValueError(f"{file.name} holds no pieces")
     return proto
 
 
