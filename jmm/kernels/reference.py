@@ -21,7 +21,7 @@ def reference(
     H query heads share G key heads in equal groups. A query that sees no key gets zeros.
     """
     batch, q_length, heads, width = q.shape
-    # Heads in front and those of a group in one: products over leading batch dimensions, which XLA lays out anew for none.
+    # Heads in front, those of a group as one: XLA's products over leading batch dimensions lay nothing out anew.
     q, k, v = (jnp.swapaxes(each, 1, 2) for each in (q, k, v))
     q = q.reshape(batch, k.shape[1], -1, width)
     logits = jnp.einsum("bgqd,bgkd->bgqk", q, k, preferred_element_type=jnp.float32) * scale

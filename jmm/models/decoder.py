@@ -96,6 +96,16 @@ class Decoder(nn.Module):
         embedded: Float[Array, "B L E"] = self.embedding(text)
         return embedded
 
+    @property
+    def max_tokens(self) -> int | None:
+        """As many as there are learned positions."""
+        return None if self.config.first_position is None else self.config.context_length
+
+    @property
+    def continues(self) -> bool:
+        """It continues its text."""
+        return True
+
     def prefill(
         self, *, text: Int[Array, "B L"], text_mask: Bool[Array, "B L"] | None = None
     ) -> tuple[Float[Array, "B V"], Int[Array, "B"]]:

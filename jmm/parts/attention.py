@@ -59,8 +59,7 @@ class MultiHeadAttention(nn.Module):
         writes = cached and context is None and self.has_variable("cache", "key")
         if writes and (positions is None or mask is not None):
             raise ValueError("a new token needs its position, and no mask: it sees every token before it")
-        if self.rotary_base is not None and positions is None:
-            positions = jnp.arange(x.shape[1])[None]
+        positions = jnp.arange(x.shape[1])[None] if positions is None else positions
         head_dim = self.head_dim or width // self.num_heads
 
         gain = 1.0 if self.scale is None else head_dim**-0.5 / self.scale
@@ -81,7 +80,7 @@ class MultiHeadAttention(nn.Module):
         )(attended)
 
     def _keys_and_values(
-        self, x: jax.Array, context: jax.Array | None, head_dim: int, positions: jax.Array | None, cached: bool
+        self, x: jax.Array, context: jax.Array | None, head_dim: int, positions: jax.Array, cached: bool
     ) -> list[jax.Array]:
         """Those of `x`, or of the context, which are read where they are stored; with an empty cache, they fill it."""
         names = ("key", "value") if context is None else ("context_key", "context_value")
@@ -101,14 +100,14 @@ class MultiHeadAttention(nn.Module):
     ) -> jax.Array:
         """Stores the new token's keys and values, and attends to all slots up to its own."""
         lengths = jnp.broadcast_to(positions[:, 0] + 1, q.shape[:1])
-        slots = []
-        for name, new in (("key", k), ("value", v)):
-            slots.append(store(self.get_variable("cache", name), new[:, 0], lengths))
-            self.put_variable("cache", name, slots[-1])
+        keys = store(self.get_variable("cache", "key"), k[:, 0], lengths)
+        values = store(self.get_variable("cache", "value"), v[:, 0], lengths)
+        self.put_variable("cache", "key", keys)
+        self.put_variable("cache", "value", values)
         of_slots = None if bias is None else bias[:, :, 0]
-        return decode_attention(q[:, 0], *slots, lengths, bias=of_slots, scale=self.scale)[:, None]
+        return decode_attention(q[:, 0], keys, values, lengths, bias=of_slots, scale=self.scale)[:, None]
 
-    def _turned(self, x: jax.Array, positions: jax.Array | None) -> jax.Array:
+    def _turned(self, x: jax.Array, positions: jax.Array) -> jax.Array:
         return x if self.rotary_base is None else rotary(x, positions, self.rotary_base)
 
     def _project(self, heads: int, head_dim: int, name: str, gain: float = 1.0) -> nn.Module:

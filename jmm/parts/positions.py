@@ -46,8 +46,8 @@ def count_positions(mask: Bool[Array, "B L"]) -> Int[Array, "B L"]:
 def left_aligned(
     tokens: Int[Array, "B L"], mask: Bool[Array, "B L"] | None
 ) -> tuple[Int[Array, "B L"], Int[Array, "B"]]:
-    """The real tokens of each row in its first places, in their order, and their number; the places behind them hold the
-    padding. Without a mask every token is real."""
+    """The real tokens of each row in its first places, in their order, with the padding behind them; and their number.
+    Without a mask every token is real."""
     if mask is None:
         return tokens, jnp.full(tokens.shape[:1], tokens.shape[1], jnp.int32)
     order = jnp.argsort(~mask, axis=1, stable=True)

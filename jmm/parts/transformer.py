@@ -176,6 +176,14 @@ class Transformer(nn.Module):
             x = make_norm(cfg.norm, cfg.norm_eps, self.dtype, "norm")(x)
         return x
 
+    def slots(self) -> int | None:
+        """How many tokens the cache of self-attention has room for; None: it is empty."""
+        if not self.has_variable("cache", "blocks"):
+            return None
+        blocks: Any = self.get_variable("cache", "blocks")
+        count: int = blocks.get(FIRST, blocks)["attention"]["key"].shape[-2]
+        return count
+
     def _scanned(self, x: jax.Array, train: bool, inputs: dict[str, Any]) -> jax.Array:
         cfg = self.config
 
