@@ -1,5 +1,6 @@
 """The choice of the next token from its logits."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import jax
@@ -49,15 +50,32 @@ def changed(logits: Float[Array, "B V"], sampling: Sampling) -> Float[Array, "B 
 
 def most_probable(logits: Float[Array, "B V"], count: int) -> Float[Array, "B V"]:
     """The `count` greatest logits, and those equal to the least of them; −∞ in place of the others."""
-    least = jax.lax.top_k(logits, min(count, logits.shape[-1]))[0][:, -1:]
-    return jnp.where(logits < least, -jnp.inf, logits)
+    return _fewest(logits, lambda kept: kept.sum(axis=-1, keepdims=True) >= min(count, logits.shape[-1]))
 
 
 def nucleus(logits: Float[Array, "B V"], probability: float) -> Float[Array, "B V"]:
     """The greatest logits whose tokens together are the fewest to reach a probability, and those equal to the least of
-    them; −∞ in place of the others. The most probable token is always kept."""
-    ordered = jnp.sort(logits, axis=-1)
-    below = jnp.cumsum(jax.nn.softmax(ordered, axis=-1), axis=-1)  # with all that are less probable
-    kept = (below > 1 - probability).at[:, -1].set(True)
-    least = jnp.min(jnp.where(kept, ordered, jnp.inf), axis=-1, keepdims=True)
-    return jnp.where(logits < least, -jnp.inf, logits)
+    them; −∞ in place of the others."""
+    each = jax.nn.softmax(logits, axis=-1)
+    return _fewest(logits, lambda kept: jnp.where(kept, each, 0).sum(axis=-1, keepdims=True) >= probability)
+
+
+def _fewest(logits: jax.Array, enough: Callable[[jax.Array], jax.Array]) -> jax.Array:
+    """As few of the greatest logits of each row as are enough, or all; −∞ in place of the others.
+
+    The least of them is found by halving the range of float32, in 32 passes: sorting a vocabulary takes XLA longer than
+    a small model takes for a token.
+    """
+    bits = jax.lax.bitcast_convert_type(logits, jnp.int32)
+    order = jnp.where(bits < 0, bits ^ jnp.int32(0x7FFFFFFF), bits)  # integers in the order of the floats
+
+    def halve(_: int, ends: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        low, high = ends
+        middle = (low & high) + ((low ^ high) >> 1)  # no overflow
+        suffices = enough(order >= middle)
+        return jnp.where(suffices, middle, low), jnp.where(suffices, high, middle)
+
+    limits = jnp.iinfo(jnp.int32)
+    rows = (*logits.shape[:-1], 1)
+    low, _ = jax.lax.fori_loop(0, 32, halve, (jnp.full(rows, limits.min), jnp.full(rows, limits.max)))
+    return jnp.where(order >= low, logits, -jnp.inf)
