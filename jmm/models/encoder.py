@@ -162,7 +162,10 @@ class Encoder(nn.Module):
         segment: Int[Array, "B L"] | None = None,
     ) -> Float[Array, "B L D"]:
         """The sum of the vectors of token, segment and position, normalised."""
-        positions = None if mask is None or self.config.padding_position is None else count_positions(mask)
+        positions = None
+        if mask is not None and self.config.padding_position is not None:
+            # Padding reads the row before the first, as published models do.
+            positions = jnp.where(mask, count_positions(mask), -1)
         x = self.embedding(text) + self.segments(jnp.zeros_like(text) if segment is None else segment)
         embedded: Float[Array, "B L D"] = self.embedding_norm(self.positions(x, positions))
         return embedded
