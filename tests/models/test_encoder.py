@@ -7,7 +7,6 @@ from functools import cache
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
 from jmm.models import encoder
@@ -218,18 +217,14 @@ def test_steps_lower_the_loss():
         "label": jnp.array([0, 1, 1]),
     }
 
-    adam = optax.adam(1e-2)
-
     @jax.jit
-    def step(params, state):
+    def step(params):
         value, gradient = jax.value_and_grad(lambda p: BERT.loss(module, {"params": p}, batch, {}).value)(params)
-        updates, state = adam.update(gradient, state)
-        return value, optax.apply_updates(params, updates), state
+        return value, jax.tree.map(lambda p, g: p - 0.03 * g, params, gradient)
 
     params, losses = jax.jit(module.init)(jax.random.key(0), text=TEXT)["params"], []
-    state = adam.init(params)
-    for _ in range(60):
-        value, params, state = step(params, state)
+    for _ in range(150):
+        value, params = step(params)
         losses.append(float(value))
     assert abs(losses[0] - math.log(20) - math.log(2)) < 0.2
     assert losses[-1] < 0.3
