@@ -221,7 +221,7 @@ def siglip_base(image_size: int = 224) -> Config:
 
 
 def siglip_so400m(image_size: int = 384) -> Config:
-    """SigLIP with towers of the optimal shape of Alabdulmohsin et al. 2023 (So400m/14): 878.0 M parameters at 384 px."""
+    """SigLIP with towers of the shape of Alabdulmohsin et al. 2023 (So400m/14): 878.0 M parameters at 384 px."""
     return siglip(TransformerConfig(1152, 27, 16, 4304, activation="gelu_tanh"), 14, image_size)
 
 

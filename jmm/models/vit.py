@@ -89,7 +89,7 @@ class ImageEncoder(nn.Module):
             positions = LearnedPositions2D(cfg.grid, cfg.prefix, self.dtype, name="positions")
             x = positions(x, (grid[0], grid[1]))
         else:
-            x = x.at[:, cfg.prefix:].add(sincos_2d((grid[0], grid[1]), width).astype(self.dtype))
+            x = x.at[:, cfg.prefix :].add(sincos_2d((grid[0], grid[1]), width).astype(self.dtype))
         if cfg.pre_norm:
             x = make_norm(cfg.encoder.norm, cfg.encoder.norm_eps, self.dtype, "pre_norm")(x)
         x = Transformer(cfg.encoder, self.dtype, name="encoder")(x, train=train)
