@@ -1,11 +1,11 @@
-"""The next-token loss against torch and by hand."""
+"""The losses over tokens against torch and by hand."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
 
-from jmm.objectives.language import next_token
+from jmm.objectives.language import next_token, token_cross_entropy
 from tests.arrays import assert_close
 
 MASK = np.array([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0], [0, 0, 1, 1, 1], [0, 1, 1, 0, 1], [0, 0, 0, 1, 0]], bool)
@@ -56,3 +56,23 @@ def test_bfloat16_logits_are_summed_in_float32():
     loss, _ = next_token(rounded, text, jnp.asarray(MASK))
     assert loss.dtype == jnp.float32
     assert_close(loss, next_token(rounded.astype(jnp.float32), text, jnp.asarray(MASK))[0], 1e-6)
+
+
+def test_cross_entropy_of_the_real_tokens_equals_torch():
+    logits, target = inputs()
+    loss_of = jax.jit(jax.value_and_grad(token_cross_entropy, has_aux=True))
+    (loss, accuracy), gradient = loss_of(logits, target, jnp.asarray(MASK))
+
+    theirs = torch.tensor(np.asarray(logits), requires_grad=True)
+    labels = torch.tensor(np.where(MASK, np.asarray(target), -100)).long()
+    expected = torch.nn.functional.cross_entropy(theirs.transpose(1, 2), labels, ignore_index=-100)
+    expected.backward()
+    assert_close(loss, expected.detach(), 1e-6)
+    assert_close(gradient, theirs.grad, 1e-5)
+    right = np.argmax(logits, axis=2) == np.asarray(target)
+    assert_close(accuracy, right[MASK].mean(), 1e-6)
+
+
+def test_cross_entropy_without_a_real_token_is_zero():
+    logits, target = inputs()
+    assert token_cross_entropy(logits, target, jnp.zeros(MASK.shape, bool)) == (0, 0)
