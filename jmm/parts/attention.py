@@ -16,6 +16,7 @@ class MultiHeadAttention(nn.Module):
     `num_kv_heads` below `num_heads` shares each key head among a group of query heads (Ainslie et al. 2023).
     `rotary_base` turns queries and keys by their positions before they meet. `out_bias` is the bias of the projection
     that joins the heads, where it differs from that of the others (Qwen2 has none there).
+    `out_features` is the width of the result, where it is not that of `x`.
     """
 
     num_heads: int
@@ -25,6 +26,7 @@ class MultiHeadAttention(nn.Module):
     out_bias: bool | None = None
     rotary_base: float | None = None
     dtype: DTypeLike = jnp.float32
+    out_features: int | None = None
 
     @nn.compact
     def __call__(
@@ -35,7 +37,7 @@ class MultiHeadAttention(nn.Module):
         mask: Mask | None = None,
         bias: Float[Array, "#B #H Q K"] | None = None,
         positions: Int[Array, "#B Q"] | None = None,
-    ) -> Float[Array, "B Q D"]:
+    ) -> Float[Array, "B Q O"]:
         """Raises ValueError for a width that does not divide into the heads, and for rotary positions between two
         sequences: they say nothing about each other's places."""
         width = x.shape[-1]
@@ -57,7 +59,7 @@ class MultiHeadAttention(nn.Module):
         q = nn.with_logical_constraint(q, ("batch", "length", "heads", "head_dim"))
         attended = attention(q, k, v, mask=mask, bias=bias)
         return nn.DenseGeneral(
-            width,
+            self.out_features or width,
             axis=(-2, -1),
             use_bias=self.use_bias if self.out_bias is None else self.out_bias,
             dtype=self.dtype,
