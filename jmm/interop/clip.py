@@ -14,7 +14,7 @@ BLOCK = {
 }
 
 TABLE = [
-    Row("image/class_token", "vision_model.embeddings.class_embedding"),
+    Row("image/class_token", "vision_model.embeddings.class_embedding", "flat"),
     Row("image/positions/table", "vision_model.embeddings.position_embedding.weight"),
     Row("image/patches/projection/kernel", "vision_model.embeddings.patch_embedding.weight", "conv"),
     Row("image/pre_norm/scale", "vision_model.pre_layrnorm.weight"),

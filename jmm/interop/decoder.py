@@ -1,96 +1,28 @@
 """Decoder-only language models as transformers names them: GPT-2, OPT, LLaMA (Vicuna is one) and Qwen2."""
 
-import re
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Mapping
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-import numpy as np
-
 from jmm.errors import UserError
-from jmm.interop.fields import Fields
-from jmm.interop.table import Row, Shape, Tensors, export_tensors, import_tensors, transformer_rows
+from jmm.interop.family import Family
+from jmm.interop.fields import ACTIVATION_NAMES, Fields
+from jmm.interop.table import Row, norm_rows, transformer_rows
 from jmm.models.decoder import Config
 from jmm.parts.transformer import TransformerConfig
 
 HEAD = "lm_head.weight"
 
 
-@dataclass(frozen=True)
-class Family:
-    """One naming of the weights, and the config.json that goes with it."""
-
-    config: Callable[[Fields], Config]
-    """Reads the config.json."""
-    prefix: str
-    """What stands before every name but the head's where the file is of the model with its head, and does not where it
-    is of the body alone; both are published."""
-    embedding: str
-    """Their name of the embedding."""
-    rows: tuple[Row, ...]
-    """All other rows but the head's, names without the prefix."""
-    ignored: str
-    """Names, without the prefix, that old files hold and that are no weights."""
+def _table(prefix: str, embedding: str, rows: tuple[Row, ...], config: Config) -> list[Row]:
+    """The rows of a model; a tied head is the embedding, under one of the names or under both."""
+    first = Row("embedding/embedding", prefix + embedding, copies=(HEAD,) if config.tied_head else ())
+    body = [replace(row, theirs=prefix + row.theirs) for row in rows]
+    return [first, *body] if config.tied_head else [first, *body, Row("head/kernel", HEAD, "linear")]
 
 
-def decoder_config(config_json: Mapping[str, Any]) -> Config:
-    """Our config from a parsed config.json. Rates of dropout are not read: they are a matter of training alone.
-
-    Raises:
-      UserError: naming the field that is missing or not supported.
-    """
-    return _family(config_json.get("model_type")).config(Fields(config_json))
-
-
-def decoder_table(model_type: str, config: Config, names: Iterable[str]) -> list[Row]:
-    """The rows for a file that holds these names, with their prefix or without.
-
-    A tied head is the embedding, under one of the names or under both.
-    """
-    family = _family(model_type)
-    prefix = _prefix(family, names)
-    embedding = Row("embedding/embedding", prefix + family.embedding, copies=(HEAD,) if config.tied_head else ())
-    rows = [replace(row, theirs=prefix + row.theirs) for row in family.rows]
-    return [embedding, *rows] if config.tied_head else [embedding, *rows, Row("head/kernel", HEAD, "linear")]
-
-
-def import_decoder(model_type: str, config: Config, tensors: Tensors) -> Any:
-    """Our parameters from their tensors.
-
-    Raises:
-      UserError: listing every tensor that is missing, left over or of a wrong size.
-    """
-    module = config.build()
-    init = jax.eval_shape(lambda: module.init(jax.random.key(0), text=jnp.zeros((1, 1), jnp.int32)))
-    family = _family(model_type)
-    table = decoder_table(model_type, config, tensors)
-    return import_tensors(table, tensors, init["params"], f"({re.escape(family.prefix)})?({family.ignored})")
-
-
-def export_decoder(model_type: str, params: Any, config: Config, shapes: Mapping[str, Shape]) -> dict[str, np.ndarray]:
-    """Their tensors, of these names and shapes, from our parameters: undoes `import_decoder`.
-
-    Raises:
-      UserError: listing every tensor that has no row or no shape.
-    """
-    return export_tensors(decoder_table(model_type, config, shapes), params, shapes)
-
-
-def _family(model_type: object) -> Family:
-    if str(model_type) not in FAMILIES:
-        raise UserError(
-            f"model_type in config.json is {model_type!r}, which is not supported; {', '.join(FAMILIES)} are"
-        )
-    return FAMILIES[str(model_type)]
-
-
-def _prefix(family: Family, names: Iterable[str]) -> str:
-    return family.prefix if any(name.startswith(family.prefix) for name in names) else ""
-
-
-def _gpt2(fields: Fields) -> Config:
+def _gpt2(fields: Fields, _: Collection[str]) -> Config:
     fields.only("scale_attn_weights", True)
     fields.only("scale_attn_by_inverse_layer_idx", False)
     fields.only("add_cross_attention", False)
@@ -112,7 +44,7 @@ def _gpt2(fields: Fields) -> Config:
     )
 
 
-def _opt(fields: Fields) -> Config:
+def _opt(fields: Fields, _: Collection[str]) -> Config:
     pre_norm = fields.flag("do_layer_norm_before", True)
     fields.only("layer_norm_elementwise_affine", True)
     if pre_norm:  # after the other order there is none to remove
@@ -140,12 +72,12 @@ def _opt(fields: Fields) -> Config:
     )
 
 
-def _llama(fields: Fields) -> Config:
+def _llama(fields: Fields, _: Collection[str]) -> Config:
     attention_bias = fields.flag("attention_bias", False)
     return _rotary(fields, attention_bias, attention_bias, fields.flag("mlp_bias", False))
 
 
-def _qwen2(fields: Fields) -> Config:
+def _qwen2(fields: Fields, _: Collection[str]) -> Config:
     fields.only("use_sliding_window", False)
     for kind in fields.get("layer_types", []):
         if kind != "full_attention":
@@ -206,32 +138,28 @@ def _rotary_base(fields: Fields) -> float:
     return base
 
 
-def _norm(ours: str, theirs: str) -> list[Row]:
-    return [Row(f"{ours}/scale", f"{theirs}.weight"), Row(f"{ours}/bias", f"{theirs}.bias")]
-
-
 def _gpt2_rows() -> tuple[Row, ...]:
     """GPT-2's `Conv1D` holds its weights [in, out], and one of them queries, keys and values."""
     names = {
-        "attention/out": "attn.c_proj",
         "attention_norm": "ln_1",
+        **{f"attention/{name}": "attn.c_attn" for name in ("query", "key", "value")},
+        "attention/out": "attn.c_proj",
+        "mlp_norm": "ln_2",
         "mlp/up": "mlp.c_fc",
         "mlp/down": "mlp.c_proj",
-        "mlp_norm": "ln_2",
     }
-    fused = [
-        replace(row, part=(index, 3))
-        for index, name in enumerate(("query", "key", "value"))
-        for row in transformer_rows("decoder", "h", {f"attention/{name}": "attn.c_attn"}, "same")
+    parts = {"query": (0, 3), "key": (1, 3), "value": (2, 3)}
+    blocks = [
+        replace(row, part=parts.get(row.ours.split("/")[-2], (0, 1)))
+        for row in transformer_rows("decoder", "h", names, ("dense", "dense2"))
     ]
-    blocks = transformer_rows("decoder", "h", names, "same")
-    return (Row("positions/table", "wpe.weight"), *fused, *blocks, *_norm("decoder/norm", "ln_f"))
+    return (Row("positions/table", "wpe.weight"), *blocks, *norm_rows("decoder/norm", "ln_f"))
 
 
 OPT = {
-    "attention/query": "self_attn.q_proj",
     "attention/key": "self_attn.k_proj",
     "attention/value": "self_attn.v_proj",
+    "attention/query": "self_attn.q_proj",
     "attention/out": "self_attn.out_proj",
     "attention_norm": "self_attn_layer_norm",
     "mlp/up": "fc1",
@@ -244,10 +172,10 @@ LLAMA = {
     "attention/key": "self_attn.k_proj",
     "attention/value": "self_attn.v_proj",
     "attention/out": "self_attn.o_proj",
-    "attention_norm": "input_layernorm",
     "mlp/gate": "mlp.gate_proj",
     "mlp/up": "mlp.up_proj",
     "mlp/down": "mlp.down_proj",
+    "attention_norm": "input_layernorm",
     "mlp_norm": "post_attention_layernorm",
 }
 
@@ -256,17 +184,119 @@ OPT_ROWS = (
     Row("input_projection/kernel", "decoder.project_in.weight", "linear"),
     Row("output_projection/kernel", "decoder.project_out.weight", "linear"),
     *transformer_rows("decoder", "decoder.layers", OPT),
-    *_norm("decoder/norm", "decoder.final_layer_norm"),
+    *norm_rows("decoder/norm", "decoder.final_layer_norm"),
 )
-LLAMA_ROWS = (*transformer_rows("decoder", "layers", LLAMA), *_norm("decoder/norm", "norm"))
+LLAMA_ROWS = (*transformer_rows("decoder", "layers", LLAMA), *norm_rows("decoder/norm", "norm"))
 
-FREQUENCIES = r"layers\.\d+\.self_attn\.rotary_emb\.inv_freq"
+
+def _head(architecture: str, model_type: str, config: Config) -> dict[str, Any]:
+    """What every config.json says."""
+    return {
+        "architectures": [architecture],
+        "model_type": model_type,
+        "vocab_size": config.vocab_size,
+        "tie_word_embeddings": config.tied_head,
+    }
+
+
+def _write_gpt2(config: Config) -> dict[str, Any]:
+    decoder = config.decoder
+    return _head("GPT2LMHeadModel", "gpt2", config) | {
+        "n_embd": decoder.width,
+        "n_layer": decoder.depth,
+        "n_head": decoder.num_heads,
+        "n_inner": decoder.mlp_dim,
+        "n_positions": config.context_length,
+        "activation_function": ACTIVATION_NAMES[decoder.activation],
+        "layer_norm_epsilon": decoder.norm_eps,
+    }
+
+
+def _write_opt(config: Config) -> dict[str, Any]:
+    decoder = config.decoder
+    return _head("OPTForCausalLM", "opt", config) | {
+        "hidden_size": decoder.width,
+        "num_hidden_layers": decoder.depth,
+        "num_attention_heads": decoder.num_heads,
+        "ffn_dim": decoder.mlp_dim,
+        "max_position_embeddings": config.context_length,
+        "activation_function": ACTIVATION_NAMES[decoder.activation],
+        "do_layer_norm_before": decoder.norm_order == "pre",
+        "enable_bias": decoder.use_bias,
+        "word_embed_proj_dim": config.embed_dim or decoder.width,
+    }
+
+
+def _write_rotary(architecture: str, model_type: str, config: Config) -> dict[str, Any]:
+    decoder = config.decoder
+    return _head(architecture, model_type, config) | {
+        "hidden_size": decoder.width,
+        "num_hidden_layers": decoder.depth,
+        "num_attention_heads": decoder.num_heads,
+        "num_key_value_heads": decoder.num_kv_heads or decoder.num_heads,
+        "head_dim": decoder.head_dim or decoder.width // decoder.num_heads,
+        "intermediate_size": decoder.mlp_dim,
+        "max_position_embeddings": config.context_length,
+        "hidden_act": ACTIVATION_NAMES[decoder.activation],
+        "rms_norm_eps": decoder.norm_eps,
+        # At the top for transformers 4, within for transformers 5.
+        "rope_theta": decoder.rotary_base,
+        "rope_parameters": {"rope_type": "default", "rope_theta": decoder.rotary_base},
+    }
+
+
+def _write_llama(config: Config) -> dict[str, Any]:
+    decoder = config.decoder
+    attention_bias = decoder.use_bias if decoder.qkv_bias is None else decoder.qkv_bias
+    biases = {"attention_bias": attention_bias, "mlp_bias": decoder.use_bias}
+    return _write_rotary("LlamaForCausalLM", "llama", config) | biases
+
+
+FREQUENCIES = r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq"
 """Of the rotary positions, which old files store."""
 
-FAMILIES = {
-    "gpt2": Family(_gpt2, "transformer.", "wte.weight", _gpt2_rows(), r"h\.\d+\.attn\.(bias|masked_bias)"),
-    "opt": Family(_opt, "model.", "decoder.embed_tokens.weight", OPT_ROWS, r"decoder\.version"),
-    "llama": Family(_llama, "model.", "embed_tokens.weight", LLAMA_ROWS, FREQUENCIES),
-    "qwen2": Family(_qwen2, "model.", "embed_tokens.weight", LLAMA_ROWS, FREQUENCIES),
-}
-"""By the `model_type` of their config.json."""
+BODY = ((r"^(?!model\.|lm_head\.)", "model."),)
+"""A file of the body alone is published as well, and lacks the prefix."""
+
+FAMILIES = (
+    Family(
+        "gpt2",
+        ("GPT2LMHeadModel", "GPT2Model"),
+        Config,
+        _gpt2,
+        _write_gpt2,
+        partial(_table, "transformer.", "wte.weight", _gpt2_rows()),
+        ((r"^(?!transformer\.|lm_head\.)", "transformer."),),
+        r"transformer\.h\.\d+\.attn\.(bias|masked_bias)",
+    ),
+    Family(
+        "opt",
+        ("OPTForCausalLM", "OPTModel"),
+        Config,
+        _opt,
+        _write_opt,
+        partial(_table, "model.", "decoder.embed_tokens.weight", OPT_ROWS),
+        BODY,
+        r"model\.decoder\.version",
+    ),
+    Family(
+        "llama",
+        ("LlamaForCausalLM", "LlamaModel"),
+        Config,
+        _llama,
+        _write_llama,
+        partial(_table, "model.", "embed_tokens.weight", LLAMA_ROWS),
+        BODY,
+        FREQUENCIES,
+    ),
+    Family(
+        "qwen2",
+        ("Qwen2ForCausalLM", "Qwen2Model"),
+        Config,
+        _qwen2,
+        partial(_write_rotary, "Qwen2ForCausalLM", "qwen2"),
+        partial(_table, "model.", "embed_tokens.weight", LLAMA_ROWS),
+        BODY,
+        FREQUENCIES,
+    ),
+)

@@ -18,6 +18,9 @@ ACTIVATIONS: dict[str, Activation] = {
 }
 """Their names of activations, and ours."""
 
+ACTIVATION_NAMES: dict[str, str] = {ours: name for name, ours in reversed(ACTIVATIONS.items())}
+"""Our names of activations, and theirs."""
+
 
 @dataclass(frozen=True)
 class Fields:

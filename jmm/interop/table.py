@@ -1,27 +1,34 @@
-"""One table a family: which tensor of ours is which of theirs, and how its axes lie. Read in both directions."""
+"""One table a family: which tensor of ours is which of theirs, and how its axes lie. Read in both directions.
+
+Tensors are whatever has a `shape` and a `dtype` and becomes a NumPy array when asked: arrays, entries of a file that
+are read only then, arrays on devices that are fetched only then. What does not fit is found from names and shapes
+alone, before anything is read.
+"""
 
 import math
-import operator
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from functools import cached_property
+from itertools import groupby
 from typing import Any, Literal
 
-import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from jmm.errors import UserError
 
-Layout = Literal["same", "linear", "linear2", "conv"]
-"""`same`: the same numbers in the same order (axes may be split or of size 1; so are GPT-2's `Conv1D`, [in, out]).
-`linear`: theirs is [out, in], ours [in, …out]; `linear2`: the same where our input has two axes (heads and head
-width). `conv`: theirs is OIHW, ours HWIO."""
+Layout = Literal["same", "flat", "first", "linear", "linear2", "dense", "dense2", "conv"]
+"""How our axes lie in theirs. `same`: as they are; `flat`: all in one (biases of heads, a class token); `first`: behind
+one more of size 1. `linear`: ours is [in, …out], theirs [out, in] as `torch.nn.Linear` has it; `linear2`: the same
+where ours has two axes of inputs (heads and head width). `dense`, `dense2`: like these, but theirs is [in, out]
+(GPT-2's `Conv1D`). `conv`: ours is HWIO, theirs OIHW."""
 
 LAYER = "{layer}"
 
 Shape = tuple[int, ...]
+Tensors = Mapping[str, Any]
+"""By name: something with `shape` and `dtype` that `numpy.asarray` reads."""
 
 
 @dataclass(frozen=True)
@@ -29,185 +36,275 @@ class Row:
     """One tensor, or one of each layer where their name holds {layer} and ours is stacked."""
 
     ours: str
-    """Path in our parameters, such as image/encoder/blocks/mlp/up/kernel."""
+    """Path in our variables: parameters as image/encoder/blocks/mlp/up/kernel, others behind the name of their
+    collection, as batch_stats/image/norm/mean."""
     theirs: str
     """Name in their state dict."""
     layout: Layout = "same"
-    """How their axes become ours."""
+    """How our axes lie in theirs."""
     part: tuple[int, int] = (0, 1)
     """Which of how many equal parts of theirs is ours, along its outputs: the keys of a fused projection of queries,
-    keys and values are (1, 3). Outputs are the first axis of theirs, and in `same` the last."""
+    keys and values are (1, 3)."""
     copies: tuple[str, ...] = ()
     """Other names under which theirs may hold the same tensor (tied weights); any one of the names is enough."""
 
+    def names(self, layer: int | None) -> list[str]:
+        """The names that theirs may have, of one layer."""
+        names = [self.theirs, *self.copies]
+        return names if layer is None else [name.replace(LAYER, str(layer)) for name in names]
 
-Tensors = Mapping[str, np.ndarray]
+    def layers(self, shape: Shape) -> Iterator[tuple[int | None, Shape]]:
+        """Each layer of ours and its shape; (None, shape) for what is not stacked."""
+        if LAYER not in self.theirs:
+            yield None, shape
+            return
+        for layer in range(shape[0]):
+            yield layer, shape[1:]
 
+    @property
+    def axis(self) -> int:
+        """The axis of theirs along which its parts lie."""
+        return -1 if self.layout in ("dense", "dense2") else 0
 
-def import_tensors(table: Sequence[Row], tensors: Tensors, abstract: Any, ignored: str = "") -> Any:
-    """Our parameters, in the shapes of the pytree `abstract`, from their tensors. Names that match the regular
-    expression `ignored` from end to end are no weights (buffers) and are left out.
-
-    Raises:
-      UserError: listing every tensor that is missing, left over or of a wrong size, and copies that differ.
-    """
-    wanted = flatten_dict(abstract, sep="/")
-    rows = {row.ours: row for row in table}
-    problems = [f"our {path} is in no row of the table" for path in wanted if path not in rows]
-    left, found = {name for name in tensors if not re.fullmatch(ignored, name)}, {}
-    for path, leaf in wanted.items():
-        if path not in rows:
-            continue
-        parts = []
-        for names, shape in _names(rows[path], leaf.shape):
-            left.difference_update(names)
-            try:
-                parts.append(_read(rows[path], names, shape, tensors).astype(leaf.dtype))
-            except UserError as problem:
-                problems.append(str(problem))
-        stacked = LAYER in rows[path].theirs
-        if not problems:
-            found[path] = np.stack(parts) if stacked else parts[0]
-    problems += [f"{name} is left over" for name in sorted(left)]
-    if problems:
-        # A fused tensor is read by several rows, and what is wrong with it is said once.
-        raise UserError(f"the tensors do not fit the model: {'; '.join(dict.fromkeys(problems))}")
-    return unflatten_dict(found, sep="/")
+    def whole(self, shape: Shape) -> Shape:
+        """The shape of theirs, all parts together, where that of ours is `shape`."""
+        theirs = list(their_shape(shape, self.layout))
+        if self.part[1] > 1:
+            theirs[self.axis] *= self.part[1]
+        return tuple(theirs)
 
 
-def export_tensors(table: Sequence[Row], params: Any, shapes: Mapping[str, Shape]) -> dict[str, np.ndarray]:
-    """Their tensors, in their `shapes`, from our parameters: undoes `import_tensors`.
-
-    Raises:
-      UserError: listing every tensor that has no row or no shape, or whose parts are not all among ours.
-    """
-    ours = flatten_dict(jax.device_get(params), sep="/")
-    rows = {row.ours: row for row in table}
-    problems = [f"our {path} is in no row of the table" for path in ours if path not in rows]
-    pieces: dict[str, dict[Row, np.ndarray]] = {}
-    for path, array in ours.items():
-        if path not in rows:
-            continue
-        row = rows[path]
-        for index, (names, shape) in enumerate(_names(row, array.shape)):
-            known = [name for name in names if name in shapes]
-            if not known:
-                problems.append(f"{names[0]} is not known there")
-            for name in known:
-                piece, part = array[index] if LAYER in row.theirs else array, _part_shape(shapes[name], row)
-                if part is None or not _fits(part, shape, row.layout):
-                    problems.append(_misfit(name, shapes[name], shape, row))
-                else:
-                    piece = _to_theirs(piece, part, row.layout)
-                pieces.setdefault(name, {})[row] = piece
-    problems += [f"{name} is not covered" for name in sorted(shapes) if not _is_whole(pieces.get(name, {}))]
-    if problems:
-        raise UserError(f"the model does not fit the tensors: {'; '.join(dict.fromkeys(problems))}")
-    return {name: _joined(held) for name, held in pieces.items()}
-
-
-def _names(row: Row, shape: Shape) -> Iterator[tuple[list[str], Shape]]:
-    """Names that one tensor may have there, and the shape of ours; of each layer in turn."""
-    names = [row.theirs, *row.copies]
-    if LAYER not in row.theirs:
-        yield names, shape
-        return
-    for layer in range(shape[0]):
-        yield [name.replace(LAYER, str(layer)) for name in names], shape[1:]
-
-
-def _read(row: Row, names: Sequence[str], shape: Shape, tensors: Tensors) -> np.ndarray:
-    """One of our tensors, or of one layer of it."""
-    held = [name for name in names if name in tensors]
-    if not held:
-        raise UserError(f"{names[0]} is missing")
-    tensor = tensors[held[0]]
-    for copy in held[1:]:
-        if not np.array_equal(tensors[copy], tensor):
-            raise UserError(f"{copy} differs from {held[0]}, and the model has one tensor for both")
-    part = _part_shape(tensor.shape, row)
-    if part is None or not _fits(part, shape, row.layout):
-        raise UserError(_misfit(held[0], tensor.shape, shape, row))
-    index, count = row.part
-    if count > 1:
-        tensor = np.split(tensor, count, _output_axis(row))[index]
-    return _to_ours(tensor, shape, row.layout)
-
-
-def _misfit(name: str, theirs: Shape, ours: Shape, row: Row) -> str:
-    parts = f"{row.part[1]} parts of " if row.part[1] > 1 else ""
-    return f"{name} is {theirs}, which does not fit {parts}{ours}"
-
-
-def _output_axis(row: Row) -> int:
-    return -1 if row.layout == "same" else 0
-
-
-def _part_shape(whole: Shape, row: Row) -> Shape | None:
-    """The shape of one part of theirs; None if it does not divide."""
-    count = row.part[1]
-    if count == 1:
-        return whole
-    shape, axis = list(whole), _output_axis(row)
-    if not shape or shape[axis] % count:
-        return None
-    shape[axis] //= count
-    return tuple(shape)
-
-
-def _is_whole(pieces: Mapping[Row, np.ndarray]) -> bool:
-    """Whether the parts of one of their tensors are all there."""
-    return bool(pieces) and sorted(row.part[0] for row in pieces) == list(range(next(iter(pieces)).part[1]))
-
-
-def _joined(pieces: Mapping[Row, np.ndarray]) -> np.ndarray:
-    """One of their tensors from its parts."""
-    rows = sorted(pieces, key=lambda row: row.part)
-    if len(rows) == 1:
-        return pieces[rows[0]]
-    return np.concatenate([pieces[row] for row in rows], axis=_output_axis(rows[0]))
-
-
-def _fits(theirs: Shape, ours: Shape, layout: Layout) -> bool:
-    if layout == "conv":
-        return len(theirs) == 4 and tuple(theirs[i] for i in (2, 3, 1, 0)) == ours
+def their_shape(shape: Shape, layout: Layout) -> Shape:
+    """The shape of theirs where that of ours is `shape`."""
     if layout == "same":
-        # The axes of one are those of the other, split: where an axis ends there, one ends here.
-        ends = [set(accumulate((1, *shape), operator.mul)) for shape in (theirs, ours)]
-        return math.prod(theirs) == math.prod(ours) and (ends[0] <= ends[1] or ends[1] <= ends[0])
-    inputs = 2 if layout == "linear2" else 1
-    return theirs == (math.prod(ours[inputs:]), math.prod(ours[:inputs]))
+        return shape
+    if layout == "flat":
+        return (math.prod(shape),)
+    if layout == "first":
+        return (1, *shape)
+    if layout == "conv":
+        return tuple(shape[i] for i in (3, 2, 0, 1))
+    inputs = 2 if layout.endswith("2") else 1
+    dense = math.prod(shape[:inputs]), math.prod(shape[inputs:])
+    return dense if layout.startswith("dense") else dense[::-1]
 
 
-def _to_ours(tensor: np.ndarray, shape: Shape, layout: Layout) -> np.ndarray:
+def to_ours(tensor: np.ndarray, shape: Shape, layout: Layout) -> np.ndarray:
+    """Theirs in our layout and shape."""
     if layout == "conv":
         tensor = tensor.transpose(2, 3, 1, 0)
-    elif layout != "same":
+    elif layout.startswith("linear"):
         tensor = tensor.T
     return tensor.reshape(shape)
 
 
-def _to_theirs(array: np.ndarray, shape: Shape, layout: Layout) -> np.ndarray:
+def to_theirs(array: np.ndarray, layout: Layout) -> np.ndarray:
+    """Ours in their layout and shape."""
     if layout == "conv":
-        array = array.transpose(3, 2, 0, 1)
-    elif layout != "same":
-        inputs = 2 if layout == "linear2" else 1
-        array = array.reshape(math.prod(array.shape[:inputs]), -1).T
-    return np.ascontiguousarray(array).reshape(shape)
+        return array.transpose(3, 2, 0, 1)
+    shape = their_shape(array.shape, layout)
+    return array.reshape(shape[::-1]).T if layout.startswith("linear") else array.reshape(shape)
 
 
-def transformer_rows(ours: str, theirs: str, names: Mapping[str, str], layout: Layout | None = None) -> list[Row]:
-    """Rows of a stack of blocks; `names` maps our sub-layers to theirs (query: self_attn.q_proj, up: mlp.fc1 …).
-    `layout` is that of all kernels; None: as `torch.nn.Linear` has them."""
+def flatten(variables: Any) -> dict[str, Any]:
+    """Our variables by path, parameters without the name of their collection."""
+    flat = flatten_dict(dict(variables.get("params", {})), sep="/")
+    for name, collection in variables.items():
+        if name != "params":
+            flat |= {f"{name}/{path}": leaf for path, leaf in flatten_dict(dict(collection), sep="/").items()}
+    return flat
+
+
+def unflatten(flat: Mapping[str, Any], like: Any) -> Any:
+    """Undoes `flatten`; `like` has the collections."""
+    found: dict[str, Any] = {name: {} for name in like}
+    for path, leaf in flat.items():
+        collection, _, rest = path.partition("/")
+        if collection in like and collection != "params":
+            found[collection][rest] = leaf
+        else:
+            found["params"][path] = leaf
+    return {name: unflatten_dict(each, sep="/") for name, each in found.items()}
+
+
+# --- theirs to ours ---
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One of our arrays, or one layer of it, and where it is found."""
+
+    path: str
+    row: Row
+    layer: int | None
+    shape: Shape
+    held: tuple[str, ...]
+    """The names under which theirs holds it."""
+
+    def read(self, tensors: Tensors) -> np.ndarray:
+        """The array in our layout.
+
+        Raises:
+          UserError: theirs holds different tensors under names that are one.
+        """
+        tensor = np.asarray(tensors[self.held[0]])
+        for copy in self.held[1:]:
+            if not np.array_equal(np.asarray(tensors[copy]), tensor):
+                raise UserError(f"{copy} differs from {self.held[0]}, and the model has one tensor for both")
+        index, count = self.row.part
+        if count > 1:
+            tensor = np.split(tensor, count, self.row.axis)[index]
+        return to_ours(tensor, self.shape, self.row.layout)
+
+
+def plan_import(table: Sequence[Row], tensors: Tensors, abstract: Any, ignored: str = "") -> list[Piece]:
+    """Where every one of our arrays is found; reads names and shapes alone.
+
+    Raises:
+      UserError: listing every tensor that is missing, left over or of a wrong shape.
+    """
+    rows = {row.ours: row for row in table}
+    left = {name for name in tensors if not re.fullmatch(ignored, name)}
+    pieces, problems = [], []
+    for path, leaf in flatten(abstract).items():
+        if path not in rows:
+            problems.append(f"our {path} is in no row of the table")
+            continue
+        row = rows[path]
+        for layer, shape in row.layers(leaf.shape):
+            names = row.names(layer)
+            held = tuple(name for name in names if name in tensors)
+            left.difference_update(held)
+            wrong = [name for name in held if tuple(tensors[name].shape) != row.whole(shape)]
+            problems += [f"{name} is {tuple(tensors[name].shape)}, not {row.whole(shape)}" for name in wrong]
+            if not held:
+                problems.append(f"{names[0]} is missing")
+            pieces.append(Piece(path, row, layer, shape, held))
+    problems += [f"{name} is left over" for name in sorted(left)]
+    if problems:
+        # A fused tensor is read by several rows, and what is wrong with it is said once.
+        raise UserError(f"the tensors do not fit the model: {'; '.join(dict.fromkeys(problems))}")
+    return pieces
+
+
+def import_tensors(table: Sequence[Row], tensors: Tensors, abstract: Any, ignored: str = "") -> Any:
+    """Our variables, in the shapes and types of the pytree `abstract`, from their tensors, in host memory. Names that
+    match the regular expression `ignored` from end to end are no weights (buffers) and are left out.
+
+    Raises:
+      UserError: listing every tensor that is missing, left over or of a wrong shape; copies that differ.
+    """
+    wanted = flatten(abstract)
+    found = {path: np.empty(leaf.shape, leaf.dtype) for path, leaf in wanted.items()}
+    for piece in plan_import(table, tensors, abstract, ignored):
+        found[piece.path][() if piece.layer is None else piece.layer] = piece.read(tensors)
+    return unflatten(found, abstract)
+
+
+# --- ours to theirs ---
+
+
+@dataclass(frozen=True)
+class Outgoing:
+    """One of their tensors, made of ours when it is asked for."""
+
+    parts: tuple[tuple[Row, int | None, Any], ...]
+    """Row, layer and the whole of our array, in the order of the parts."""
+
+    @cached_property
+    def shape(self) -> Shape:
+        """Of the whole."""
+        row, layer, array = self.parts[0]
+        return row.whole(tuple(array.shape) if layer is None else tuple(array.shape[1:]))
+
+    @property
+    def dtype(self) -> np.dtype:
+        """That of ours."""
+        return np.dtype(self.parts[0][2].dtype)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        arrays = [
+            to_theirs(np.asarray(array if layer is None else array[layer]), row.layout)
+            for row, layer, array in self.parts
+        ]
+        whole = arrays[0] if len(arrays) == 1 else np.concatenate(arrays, axis=self.parts[0][0].axis)
+        return np.ascontiguousarray(whole, dtype).reshape(self.shape)
+
+
+def plan_export(table: Sequence[Row], variables: Any, names: Iterable[str] | None = None) -> dict[str, Outgoing]:
+    """Their tensors by name, layer after layer in the order of the table, none of them computed yet.
+
+    `names` are those to write; without it every row's own, and no copies.
+
+    Raises:
+      UserError: listing every tensor that has no row, or that ours do not make.
+    """
+    ours = flatten(variables)
+    rows = {row.ours: row for row in table}
+    wanted = None if names is None else set(names)
+    problems = [f"our {path} is in no row of the table" for path in ours if path not in rows]
+    parts: dict[str, list[tuple[Row, int | None, Any]]] = {}
+    for row, layer in _in_order(table, ours):
+        known = row.names(layer)
+        written = known[:1] if wanted is None else [name for name in known if name in wanted]
+        if not written:
+            problems.append(f"{known[0]} is not known there")
+        for name in written:
+            parts.setdefault(name, []).append((row, layer, ours[row.ours]))
+    missing = set() if wanted is None else wanted - parts.keys()
+    missing |= {name for name, each in parts.items() if not _is_whole([row.part for row, _, _ in each])}
+    problems += [f"{name} is not covered" for name in sorted(missing)]
+    if problems:
+        raise UserError(f"the model does not fit the tensors: {'; '.join(dict.fromkeys(problems))}")
+    return {name: Outgoing(tuple(sorted(each, key=lambda part: part[0].part))) for name, each in parts.items()}
+
+
+def export_tensors(table: Sequence[Row], variables: Any, names: Iterable[str] | None = None) -> dict[str, np.ndarray]:
+    """Their tensors from ours, in host memory: undoes `import_tensors`. Arguments and errors as of `plan_export`."""
+    return {name: np.asarray(each) for name, each in plan_export(table, variables, names).items()}
+
+
+def _in_order(table: Sequence[Row], ours: Mapping[str, Any]) -> Iterator[tuple[Row, int | None]]:
+    """The rows that ours fill; those of a stack one layer after the other, as their files have them."""
+    filled = [row for row in table if row.ours in ours]
+    for stack, group in groupby(filled, lambda row: row.theirs.partition(LAYER)[0] if LAYER in row.theirs else None):
+        rows = list(group)
+        if stack is None:
+            yield from ((row, None) for row in rows)
+        else:
+            depth = max(ours[row.ours].shape[0] for row in rows)
+            yield from ((row, layer) for layer in range(depth) for row in rows if layer < ours[row.ours].shape[0])
+
+
+def _is_whole(parts: Sequence[tuple[int, int]]) -> bool:
+    """Whether these are all parts, each once."""
+    return sorted(index for index, _ in parts) == list(range(parts[0][1]))
+
+
+# --- writing tables ---
+
+
+def norm_rows(ours: str, theirs: str) -> list[Row]:
+    """A LayerNorm or RMSNorm."""
+    return [Row(f"{ours}/scale", f"{theirs}.weight"), Row(f"{ours}/bias", f"{theirs}.bias")]
+
+
+def linear_rows(ours: str, theirs: str, layout: Layout = "linear") -> list[Row]:
+    """A linear layer or convolution and its bias."""
+    return [Row(f"{ours}/kernel", f"{theirs}.weight", layout), Row(f"{ours}/bias", f"{theirs}.bias", "flat")]
+
+
+def transformer_rows(
+    ours: str, theirs: str, names: Mapping[str, str], layouts: tuple[Layout, Layout] = ("linear", "linear2")
+) -> list[Row]:
+    """Rows of a stack of blocks; `names` maps our sub-layers to theirs (attention/query: self_attn.q_proj,
+    mlp/up: mlp.fc1, attention_norm: layer_norm1 …). `layouts` are those of kernels with one axis of inputs, and of the
+    projection that joins the heads, which has two."""
     rows = []
     for part, name in names.items():
         path, foreign = f"{ours}/blocks/{part}", f"{theirs}.{LAYER}.{name}"
         if part.endswith("_norm"):
-            rows += [Row(f"{path}/scale", f"{foreign}.weight"), Row(f"{path}/bias", f"{foreign}.bias")]
+            rows += norm_rows(path, foreign)
         else:
-            linear: Layout = "linear2" if part.endswith("attention/out") else "linear"
-            rows += [
-                Row(f"{path}/kernel", f"{foreign}.weight", layout or linear),
-                Row(f"{path}/bias", f"{foreign}.bias"),
-            ]
+            rows += linear_rows(path, foreign, layouts[part.endswith("attention/out")])
     return rows

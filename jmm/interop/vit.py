@@ -4,7 +4,7 @@ from jmm.interop.table import Row, transformer_rows
 
 TABLE = [
     Row("image/class_token", "vit.embeddings.cls_token"),
-    Row("image/positions/table", "vit.embeddings.position_embeddings"),
+    Row("image/positions/table", "vit.embeddings.position_embeddings", "first"),
     Row("image/patches/projection/kernel", "vit.embeddings.patch_embeddings.projection.weight", "conv"),
     Row("image/patches/projection/bias", "vit.embeddings.patch_embeddings.projection.bias"),
     *transformer_rows(

@@ -1,5 +1,7 @@
 """Published config.json files and names of weights, and what is refused of them."""
 
+from dataclasses import replace
+
 import jax
 import numpy as np
 import pytest
@@ -7,7 +9,9 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, OPTConfig, OPTForCausalLM
 
 from jmm.errors import UserError
-from jmm.interop.decoder import FAMILIES, decoder_config, export_decoder, import_decoder
+from jmm.interop.decoder import FAMILIES
+from jmm.interop.families import family_for, family_of
+from jmm.interop.family import Renamed, export_family, import_family, read_config, write_config
 from jmm.models.decoder import VARIANTS
 
 GPT2 = {
@@ -73,6 +77,11 @@ QWEN2 = {
     "vocab_size": 151936,
 }
 
+
+def decoder_config(config_json):
+    return read_config(family_of(config_json), config_json)
+
+
 # --- config.json ---
 
 
@@ -95,15 +104,16 @@ def test_a_published_config_is_our_variant(config_json, variant):
 
 
 def test_every_family_has_a_published_config():
-    assert {each["model_type"] for each in (GPT2, OPT, LLAMA, QWEN2)} == FAMILIES.keys()
+    assert {each["model_type"] for each in (GPT2, OPT, LLAMA, QWEN2)} == {family.model_type for family in FAMILIES}
 
 
 @pytest.mark.parametrize(
     ("config_json", "says"),
     [
-        ({}, "model_type in config.json is None, which is not supported; gpt2, opt, llama, qwen2 are"),
+        ({}, "model_type in config.json is None, which is not supported; gpt2, opt, llama, qwen2"),
         ({"model_type": "bloom"}, "model_type in config.json is 'bloom', which is not supported"),
         ({"model_type": ["gpt2"]}, "model_type in config.json is ['gpt2'], which is not supported"),
+        (GPT2 | {"architectures": ["GPT2ForTokenClassification"]}, "architectures in config.json has 'GPT2ForToken"),
         (GPT2 | {"n_embd": None}, "config.json lacks n_embd, a positive whole number"),
         (GPT2 | {"n_layer": "12"}, "n_layer in config.json is '12'; it must be a positive whole number"),
         (GPT2 | {"n_layer": True}, "n_layer in config.json is True; it must be a positive whole number"),
@@ -140,7 +150,38 @@ def test_what_is_not_supported_is_refused_by_name(config_json, says):
     assert "\n" not in message and ". " not in message
 
 
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_variant_is_written_and_read_back(variant):
+    family, written = family_for(VARIANTS[variant])
+    assert decoder_config(written) == VARIANTS[variant]
+    assert family.model_type == variant.split("_")[0]
+
+
+def test_what_a_family_cannot_express_is_refused_by_field():
+    gpt2, llama = VARIANTS["gpt2"], VARIANTS["llama_7b"]
+    with pytest.raises(
+        UserError, match=r"^gpt2 cannot express this model: decoder.norm is 'rms', they would have 'layer'$"
+    ):
+        write_config(family_of({"model_type": "gpt2"}), replace(gpt2, decoder=replace(gpt2.decoder, norm="rms")))
+    mixed = replace(llama, decoder=replace(llama.decoder, norm="layer"))
+    with pytest.raises(UserError, match=r"gpt2 cannot .*; opt cannot .*; llama cannot .*; qwen2 cannot "):
+        family_for(mixed)
+
+
+def test_how_layers_are_run_is_no_matter_of_export():
+    gpt2 = VARIANTS["gpt2"]
+    trained = replace(gpt2, decoder=replace(gpt2.decoder, scan=False, remat="dots", dropout=0.1))
+    assert family_for(trained)[1] == family_for(gpt2)[1]
+
+
 # --- names ---
+
+PREFIX = {"gpt2": "transformer.", "opt": "model.", "llama": "model."}
+EMBEDDING = {
+    "gpt2": "transformer.wte.weight",
+    "opt": "model.decoder.embed_tokens.weight",
+    "llama": "model.embed_tokens.weight",
+}
 
 SIZES = {"vocab_size": 30, "bos_token_id": 0, "eos_token_id": 0}
 TINY = {
@@ -191,8 +232,8 @@ def assert_same(actual, expected):
 def test_a_tied_model_under_every_set_of_names(family):
     """Names with the prefix and without, of head and embedding or of one of them."""
     whole, body, config = published(family)
-    expected = import_decoder(family, config, whole)
-    embedding = FAMILIES[family].prefix + FAMILIES[family].embedding
+    expected = import_family(family_of({"model_type": family}), config, whole)
+    embedding = EMBEDDING[family]
     files = {
         "of both names": whole,
         "without the head": {name: each for name, each in whole.items() if name != "lm_head.weight"},
@@ -201,11 +242,16 @@ def test_a_tied_model_under_every_set_of_names(family):
         "without the prefix, with the head": body | {"lm_head.weight": whole["lm_head.weight"]},
     }
     for what, tensors in files.items():
-        params = import_decoder(family, config, tensors)
+        params = import_family(family_of({"model_type": family}), config, tensors)
         assert_same(params, expected)
-        back = export_decoder(family, params, config, {name: each.shape for name, each in tensors.items()})
-        assert back.keys() == tensors.keys(), what
-        for name, tensor in tensors.items():
+        back = export_family(
+            family_of({"model_type": family}),
+            config,
+            params,
+            Renamed(tensors, family_of({"model_type": family}).renames),
+        )
+        assert len(back) == len(tensors), what
+        for name, tensor in Renamed(tensors, family_of({"model_type": family}).renames).items():
             np.testing.assert_array_equal(back[name], tensor, err_msg=f"{what}: {name}")
 
 
@@ -213,17 +259,20 @@ def test_a_tied_head_that_differs_is_refused():
     whole, _, config = published("gpt2")
     whole["lm_head.weight"] = whole["lm_head.weight"] + 1
     with pytest.raises(UserError, match=r"lm_head.weight differs from transformer.wte.weight"):
-        import_decoder("gpt2", config, whole)
+        import_family(family_of({"model_type": "gpt2"}), config, whole)
 
 
 @pytest.mark.parametrize("family", TINY)
 def test_an_untied_model_needs_its_head(family):
     whole, body, config = published(family, tied=False)
-    params = import_decoder(family, config, whole)
-    np.testing.assert_array_equal(params["head"]["kernel"].T, whole["lm_head.weight"])
-    assert_same(import_decoder(family, config, body | {"lm_head.weight": whole["lm_head.weight"]}), params)
+    params = import_family(family_of({"model_type": family}), config, whole)
+    np.testing.assert_array_equal(params["params"]["head"]["kernel"].T, whole["lm_head.weight"])
+    assert_same(
+        import_family(family_of({"model_type": family}), config, body | {"lm_head.weight": whole["lm_head.weight"]}),
+        params,
+    )
     with pytest.raises(UserError, match=r": lm_head.weight is missing$"):
-        import_decoder(family, config, body)
+        import_family(family_of({"model_type": family}), config, body)
 
 
 @pytest.mark.parametrize(
@@ -236,9 +285,9 @@ def test_an_untied_model_needs_its_head(family):
 )
 def test_buffers_of_old_files_are_no_weights(family, buffers):
     whole, body, config = published(family)
-    expected = import_decoder(family, config, whole)
-    for prefix, tensors in ((FAMILIES[family].prefix, whole), ("", body)):
+    expected = import_family(family_of({"model_type": family}), config, whole)
+    for prefix, tensors in ((PREFIX[family], whole), ("", body)):
         old = tensors | {prefix + name: np.ones((1, 1, 8, 8), np.float32) for name in buffers}
-        assert_same(import_decoder(family, config, old), expected)
-    with pytest.raises(UserError, match=r": h.0.attn.biases is left over$"):
-        import_decoder(family, config, body | {"h.0.attn.biases": np.ones(3)})
+        assert_same(import_family(family_of({"model_type": family}), config, old), expected)
+    with pytest.raises(UserError, match=r".h.0.attn.biases is left over$"):
+        import_family(family_of({"model_type": family}), config, body | {"h.0.attn.biases": np.ones(3)})

@@ -88,7 +88,7 @@ def test_clip_equals_transformers(vision, text, activation, scan):
     out.loss.backward()
     state = {name: tensor.detach().numpy() for name, tensor in theirs.named_parameters()}
     module = config.build()
-    params = import_tensors(TABLE, state, abstract_params(config))
+    params = import_tensors(TABLE, state, {"params": abstract_params(config)})["params"]
 
     batch = jax.tree.map(jnp.asarray, batch)
     outputs = jax.jit(module.apply)({"params": params}, **batch)
@@ -100,8 +100,7 @@ def test_clip_equals_transformers(vision, text, activation, scan):
 
     loss, gradient = jax.jit(jax.value_and_grad(lambda p: config.loss(module, {"params": p}, batch, {}).value))(params)
     assert_close(loss, out.loss.detach(), what="loss")
-    shapes = {name: tensor.shape for name, tensor in state.items()}
-    exported = export_tensors(TABLE, gradient, shapes)
+    exported = export_tensors(TABLE, {"params": gradient}, state)
     scale = max(np.abs(p.grad.numpy()).max() for p in theirs.parameters())
     for name, parameter in theirs.named_parameters():
         # key biases have no gradient but rounding: the scale of a gradient is that of the whole
@@ -113,8 +112,8 @@ def test_export_undoes_import():
     vision, text, activation = CASES[1]
     theirs, config = reference(vision, text, activation), ours(vision, text, activation, True)
     state = {name: tensor.detach().numpy() for name, tensor in theirs.named_parameters()}
-    params = import_tensors(TABLE, state, abstract_params(config))
-    back = export_tensors(TABLE, params, {name: tensor.shape for name, tensor in state.items()})
+    params = import_tensors(TABLE, state, {"params": abstract_params(config)})["params"]
+    back = export_tensors(TABLE, {"params": params}, state)
     assert back.keys() == state.keys()
     for name, tensor in state.items():
         np.testing.assert_array_equal(back[name], tensor, err_msg=name)

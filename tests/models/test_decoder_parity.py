@@ -19,8 +19,9 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from jmm.interop.decoder import decoder_config, export_decoder, import_decoder
-from tests.arrays import abstract_params, assert_close
+from jmm.interop.families import family_of
+from jmm.interop.family import export_family, import_family, read_config
+from tests.arrays import assert_close
 
 FAMILIES = {
     "gpt2": (GPT2Config, GPT2LMHeadModel),
@@ -114,8 +115,8 @@ def reference(case):
     with torch.no_grad():
         for parameter in model.parameters():
             parameter += 0.1 * torch.randn_like(parameter)
-    ours = decoder_config(model.config.to_dict())
-    return model, ours, import_decoder(family, ours, tensors_of(model))
+    ours = read_config(family_of(model.config.to_dict()), model.config.to_dict())
+    return model, ours, import_family(family_of(model.config.to_dict()), ours, tensors_of(model))
 
 
 def tensors_of(model):
@@ -147,21 +148,21 @@ def run_theirs(case):
 
 @each_case
 def test_decoder_equals_transformers(case):
-    model, config, params = reference(case)
+    model, config, variables = reference(case)
     module, given = config.build(), jax.tree.map(jnp.asarray, batch())
 
     @jax.jit
-    def run(params):
-        loss = jax.value_and_grad(lambda params: config.loss(module, {"params": params}, given, {}).value)
-        return module.apply({"params": params}, **given)["logits"], loss(params)
+    def run(variables):
+        loss = jax.value_and_grad(lambda variables: config.loss(module, variables, given, {}).value)
+        return module.apply(variables, **given)["logits"], loss(variables)
 
-    logits, (loss, gradient) = run(params)
+    logits, (loss, gradient) = run(variables)
     out, real = run_theirs(case), batch()["text_mask"]
     out.loss.backward()
     assert_close(np.asarray(logits)[real], out.logits.detach().numpy()[real], what="logits")
     assert_close(loss, out.loss.detach(), what="loss")
     theirs = {name: parameter.grad.numpy() for name, parameter in model.named_parameters()}
-    exported = export_decoder(CASES[case][0], gradient, config, {name: each.shape for name, each in theirs.items()})
+    exported = export_family(family_of({"model_type": CASES[case][0]}), config, gradient, theirs)
     assert exported.keys() == theirs.keys()
     scale = max(np.abs(each).max() for each in theirs.values())
     for name, expected in theirs.items():
@@ -172,11 +173,9 @@ def test_decoder_equals_transformers(case):
 
 @each_case
 def test_export_undoes_import(case):
-    model, config, params = reference(case)
+    model, config, variables = reference(case)
     tensors = tensors_of(model)
-    back = export_decoder(CASES[case][0], params, config, {name: each.shape for name, each in tensors.items()})
+    back = export_family(family_of({"model_type": CASES[case][0]}), config, variables, tensors)
     assert back.keys() == tensors.keys()
     for name, tensor in tensors.items():
         np.testing.assert_array_equal(back[name], tensor, err_msg=name)
-    shapes = jax.tree.map(lambda leaf: leaf.shape, abstract_params(config))
-    assert jax.tree.map(np.shape, params) == shapes

@@ -73,7 +73,7 @@ def test_vit_equals_transformers(case, scan):
     features = theirs.vit(to_torch(image)).last_hidden_state
 
     module, state = config.build(), state_of(theirs)
-    params = import_tensors(TABLE, state, abstract_params(config))
+    params = import_tensors(TABLE, state, {"params": abstract_params(config)})["params"]
 
     @jax.jit
     def run(params, batch):
@@ -136,7 +136,7 @@ def test_another_resolution_equals_transformers(size):
 def test_export_undoes_import():
     state = state_of(reference(*CASES[1]))
     params = import_tensors(TABLE, state, abstract_params(ours(*CASES[1])))
-    back = export_tensors(TABLE, params, {name: tensor.shape for name, tensor in state.items()})
+    back = export_tensors(TABLE, {"params": params}, state)
     assert back.keys() == state.keys()
     for name, tensor in state.items():
         np.testing.assert_array_equal(back[name], tensor, err_msg=name)

@@ -1,0 +1,43 @@
+"""Every family of published models."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from jmm.errors import UserError
+from jmm.interop import decoder
+from jmm.interop.family import Family, write_config
+
+FAMILIES = {family.model_type: family for family in decoder.FAMILIES}
+"""By the `model_type` of their config.json."""
+
+
+def family_of(config_json: Mapping[str, Any]) -> Family:
+    """The family of a parsed config.json.
+
+    Raises:
+      UserError: it is none of ours, naming those that are.
+    """
+    model_type = config_json.get("model_type")
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
+        known = ", ".join(FAMILIES)
+        raise UserError(f"model_type in config.json is {model_type!r}, which is not supported; {known} are")
+    return FAMILIES[model_type]
+
+
+def family_for(config: Any) -> tuple[Family, dict[str, Any]]:
+    """The first family that can express our config, and its config.json.
+
+    Raises:
+      UserError: none can, with what each would lose.
+    """
+    problems = []
+    for family in FAMILIES.values():
+        if family.config is type(config):
+            try:
+                return family, write_config(family, config)
+            except UserError as problem:
+                problems.append(str(problem))
+    if problems:
+        raise UserError("; ".join(problems))
+    known = ", ".join(FAMILIES)
+    raise UserError(f"a {type(config).__module__} has no published form to write; the families are {known}")

@@ -1,0 +1,147 @@
+"""A family of published models: their config.json and their names, and ours."""
+
+import re
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jmm.errors import UserError
+from jmm.interop.fields import Fields
+from jmm.interop.table import Row, Tensors, export_tensors, flatten, import_tensors
+from jmm.parts.transformer import TransformerConfig
+from jmm.protocol import ModelConfig, inputs_of
+
+
+@dataclass(frozen=True)
+class Family:
+    """One `model_type`: how its config.json and its tensors become ours, and back."""
+
+    model_type: str
+    """In their config.json."""
+    architectures: tuple[str, ...]
+    """Their classes whose weights are read."""
+    config: type
+    """Our config."""
+    read: Callable[[Fields, Collection[str]], Any]
+    """Our config from their config.json and the canonical names of their tensors, which tell whether there is a pooler
+    or a head; refuses by name what is not supported."""
+    write: Callable[[Any], dict[str, Any]]
+    """Their config.json from our config. It may leave out what theirs has no field for: `write_config` compares."""
+    table: Callable[[Any], list[Row]]
+    """The rows for our config. Their names are the canonical ones: those that transformers writes today."""
+    renames: tuple[tuple[str, str], ...] = ()
+    """(regular expression, replacement): other eras' names to canonical ones, applied to each name in this order."""
+    ignored: str = ""
+    """A regular expression for canonical names that are no weights."""
+
+
+class Renamed(Mapping[str, Any]):
+    """Their tensors under canonical names."""
+
+    def __init__(self, tensors: Tensors, renames: Iterable[tuple[str, str]]):
+        self.tensors = tensors
+        self.original: dict[str, str] = {}
+        """Their own name by canonical name."""
+        for name in tensors:
+            canonical = name
+            for pattern, replacement in renames:
+                canonical = re.sub(pattern, replacement, canonical)
+            if canonical in self.original:
+                raise UserError(f"the tensors {self.original[canonical]} and {name} are one, {canonical}")
+            self.original[canonical] = name
+
+    def __getitem__(self, name: str) -> Any:
+        return self.tensors[self.original[name]]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.original)
+
+    def __len__(self) -> int:
+        return len(self.original)
+
+
+def abstract(config: ModelConfig) -> dict[str, Any]:
+    """Shapes and types of a system's variables, without computing them."""
+    module = config.build(jnp.float32)
+    spec = config.batch_spec(1)
+
+    def init() -> Any:
+        batch = {name: jnp.zeros(each.shape, each.dtype) for name, each in spec.items()}
+        return module.init(jax.random.key(0), **inputs_of(module, batch))
+
+    return dict(jax.eval_shape(init))
+
+
+def read_config(family: Family, config_json: Mapping[str, Any], tensors: Collection[str] = ()) -> Any:
+    """Our config from a parsed config.json and the canonical names of the tensors beside it.
+
+    Raises:
+      UserError: naming the field that is missing or not supported.
+    """
+    for name in config_json.get("architectures") or ():
+        if name not in family.architectures:
+            known = ", ".join(family.architectures)
+            raise UserError(f"architectures in config.json has {name!r}, which is not supported; {known} are")
+    return family.read(Fields(config_json), tensors)
+
+
+def write_config(family: Family, config: Any) -> dict[str, Any]:
+    """Their config.json for our config.
+
+    Raises:
+      UserError: naming our fields that theirs cannot express.
+    """
+    written = family.write(config)
+    ours = flatten(abstract(config))
+    names = [name for row in family.table(config) if row.ours in ours for name in row.names(0)[:1]]
+    # Reading it back finds whatever theirs has no field for.
+    lost = list(differences(plain(family.read(Fields(written), names)), plain(config)))
+    if lost:
+        said = "; ".join(f"{name} is {ours!r}, they would have {theirs!r}" for name, theirs, ours in lost)
+        raise UserError(f"{family.model_type} cannot express this model: {said}")
+    return written
+
+
+def import_family(family: Family, config: Any, tensors: Tensors) -> Any:
+    """Our variables from their tensors, in host memory.
+
+    Raises:
+      UserError: listing every tensor that is missing, left over or of a wrong shape.
+    """
+    canonical = Renamed(tensors, family.renames)
+    return import_tensors(family.table(config), canonical, abstract(config), family.ignored)
+
+
+def export_family(
+    family: Family, config: Any, variables: Any, names: Iterable[str] | None = None
+) -> dict[str, np.ndarray]:
+    """Their tensors, under canonical names, from our variables: undoes `import_family`. `names` are those to write,
+    where there are several for one tensor.
+
+    Raises:
+      UserError: listing every tensor that has no row, or that ours do not make.
+    """
+    return export_tensors(family.table(config), variables, names)
+
+
+def plain(config: Any) -> Any:
+    """A config without what is a matter of running alone: how the layers are run, and rates of dropout."""
+    if isinstance(config, TransformerConfig):
+        config = replace(config, scan=True, remat="none", dropout=0.0)
+    if not is_dataclass(config) or isinstance(config, type):
+        return config
+    return replace(config, **{each.name: plain(getattr(config, each.name)) for each in fields(config) if each.init})
+
+
+def differences(one: Any, other: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """(dotted name, value, other value) of every field in which two configs differ."""
+    if is_dataclass(one) and type(one) is type(other):
+        for each in fields(one):
+            name = f"{prefix}.{each.name}" if prefix else each.name
+            yield from differences(getattr(one, each.name), getattr(other, each.name), name)
+    elif one != other:
+        yield prefix, one, other
