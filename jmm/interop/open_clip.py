@@ -3,9 +3,10 @@
 A directory holds open_clip_config.json, {"model_cfg": …, "preprocess_cfg": …}, and open_clip_model.safetensors.
 """
 
+import math
 import re
 from collections.abc import Collection, Iterator, Mapping
-from typing import Any
+from typing import Any, Literal
 
 from jmm.errors import UserError
 from jmm.interop.family import Family
@@ -14,6 +15,8 @@ from jmm.interop.table import LAYER, Row, linear_rows, norm_rows, transformer_ro
 from jmm.models.clip import RESNET_STRIDE, Config, ResNetTower, TextTower
 from jmm.models.vit import ImageTower
 from jmm.parts.transformer import TransformerConfig
+
+FILE = "open_clip_config.json"
 
 READ = re.compile(
     r"embed_dim|quick_gelu|init_logit_bias"
@@ -49,12 +52,15 @@ BLOCK = {
 
 def read(fields: Fields, names: Collection[str]) -> Config:
     """Our config from open_clip_config.json. Whatever is set there and not known here is refused by its name."""
-    flat = Fields(dict(_flat(fields.get("model_cfg", {}))))
+    model_cfg = fields.get("model_cfg", {})
+    if not isinstance(model_cfg, Mapping):
+        raise UserError(f"model_cfg in {FILE} is {model_cfg!r}; it must be an object")
+    flat = Fields(dict(_flat(model_cfg)), FILE)
     for name, only in ONLY.items():
         flat.only(name, only)
     for name, value in flat.values.items():
         if value and not (name in ONLY or READ.fullmatch(name) or NO_MATTER.fullmatch(name)):
-            raise UserError(f"{name} in open_clip_config.json is {value!r}, which is not supported")
+            raise UserError(f"{name} in {FILE} is {value!r}, which is not supported")
     width, heads = flat.size("text_cfg.width", 512), flat.size("text_cfg.heads", 8)
     flat.divides("text_cfg.heads", heads, "text_cfg.width", width)
     text = TextTower(
@@ -63,7 +69,7 @@ def read(fields: Fields, names: Collection[str]) -> Config:
         flat.size("text_cfg.context_length", 77),
     )
     image = _resnet(flat) if isinstance(flat.get("vision_cfg.layers"), list) else _vit(flat)
-    objective = "softmax" if flat.get("init_logit_bias") is None else "sigmoid"
+    objective: Literal["softmax", "sigmoid"] = "softmax" if flat.get("init_logit_bias") is None else "sigmoid"
     return Config(image, text, flat.size("embed_dim"), objective=objective)
 
 
@@ -100,10 +106,10 @@ def _resnet(flat: Fields) -> ResNetTower:
     layers = flat.get("vision_cfg.layers")
     if len(layers) != 4 or not all(isinstance(depth, int) and depth > 0 for depth in layers):
         raise UserError(
-            f"vision_cfg.layers in open_clip_config.json is {layers}; a residual network has four positive numbers there"
+            f"vision_cfg.layers in {FILE} is {layers}; a residual network has four positive whole numbers there"
         )
     width, head_width = flat.size("vision_cfg.width", 64), flat.size("vision_cfg.head_width", 64)
-    flat.divides("vision_cfg.head_width", head_width, f"{RESNET_STRIDE} times vision_cfg.width", 32 * width)
+    flat.divides("vision_cfg.head_width", head_width, "32 times vision_cfg.width", 32 * width)
     image_size = _image_size(flat, "the stride of a residual network", RESNET_STRIDE)
     return ResNetTower((layers[0], layers[1], layers[2], layers[3]), width, 32 * width // head_width, image_size)
 
@@ -114,8 +120,8 @@ def _image_size(flat: Fields, what: str, stride: int) -> tuple[int, int]:
     sides = size if isinstance(size, list) else [size, size]
     if len(sides) != 2 or not all(isinstance(side, int) and side > 0 and side % stride == 0 for side in sides):
         raise UserError(
-            f"vision_cfg.image_size in open_clip_config.json is {size!r}; "
-            f"it must be one or two numbers that {what}, {stride}, divides"
+            f"vision_cfg.image_size in {FILE} is {size!r}; "
+            f"it must be one or two positive whole numbers that {what}, {stride}, divides"
         )
     return sides[0], sides[1]
 
@@ -134,7 +140,7 @@ def write(config: Config) -> dict[str, Any]:
             "layers": encoder.depth,
             "width": encoder.width,
             "head_width": encoder.width // encoder.num_heads,
-            "mlp_ratio": encoder.mlp_dim / encoder.width,
+            "mlp_ratio": _ratio(encoder),
             "patch_size": image.patch_size,
         }
     model_cfg: dict[str, Any] = {
@@ -147,12 +153,18 @@ def write(config: Config) -> dict[str, Any]:
             "width": text.encoder.width,
             "heads": text.encoder.num_heads,
             "layers": text.encoder.depth,
-            "mlp_ratio": text.encoder.mlp_dim / text.encoder.width,
+            "mlp_ratio": _ratio(text.encoder),
         },
     }
     if config.objective == "sigmoid":
         model_cfg["init_logit_bias"] = -10
     return {"model_cfg": model_cfg, "preprocess_cfg": {}}
+
+
+def _ratio(encoder: TransformerConfig) -> float:
+    """The least number of which theirs makes our width: it is cut off, so rounding must not fall below."""
+    ratio = encoder.mlp_dim / encoder.width
+    return ratio if int(encoder.width * ratio) == encoder.mlp_dim else math.nextafter(ratio, math.inf)
 
 
 def table(config: Config) -> list[Row]:
