@@ -91,9 +91,36 @@ def make_parser() -> argparse.ArgumentParser:
     )
     sub.add_argument("--count", type=int, default=10, metavar="N", help="how many to show")
 
+    sub = command("convert", convert, "Write a model in another form.")
+    sub.add_argument("source", type=Path, metavar="SRC", help="a workdir, a model of jmm, or a published folder")
+    sub.add_argument("target", type=Path, metavar="DST", help="the new folder; it must not be there")
+    sub.add_argument("--to", required=True, choices=FORMS, help="; ".join(f"{k}: {v}" for k, v in FORMS.items()))
+    sub.add_argument("--average", action="store_true", help="of a workdir, the moving average of the weights")
+    sub.add_argument("--image-size", type=image_size, metavar="HxW", help="interpolate learned positions to this size")
+    sub.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="type of floats in hf (as they are)")
+    sub.add_argument("--allow-pickle", action="store_true", help="read pytorch_model.bin, as weights only")
+
     sub = command("zoo", zoo, "List the systems: paper, inputs, outputs, where each was checked.")
     sub.add_argument("name", nargs="?", metavar="NAME", help="one of them, in full")
     return parser
+
+
+FORMS = {
+    "hf": "what transformers reads with from_pretrained",
+    "jmm": "what jmm.load reads",
+    "stablehlo": "programs for CPU, GPU and TPU that need only jax",
+    "onnx": "for onnxruntime",
+    "savedmodel": "for TensorFlow",
+}
+"""What `jmm convert` writes."""
+
+
+def image_size(text: str) -> tuple[int, int]:
+    """224 or 224x336, height first."""
+    sides = text.lower().split("x")
+    if len(sides) > 2 or not all(side.isdecimal() and int(side) for side in sides):
+        raise argparse.ArgumentTypeError(f"{text!r} is no size; give it as 224 or, height first, 224x336")
+    return int(sides[0]), int(sides[-1])
 
 
 class Parser(argparse.ArgumentParser):
@@ -276,6 +303,30 @@ def load_clip(workdir: Path) -> Any:
     if set(inputs_of(model.module, {"image": 0, "text": 0})) != {"image", "text"}:
         raise UserError(f"{workdir} holds a {type(model.module).__name__}, which does not compare images with texts")
     return model
+
+
+def convert(options: argparse.Namespace) -> Result:
+    """jmm convert SRC DST --to hf|jmm|stablehlo|onnx|savedmodel"""
+    import jax
+
+    from jmm.distributed.mesh import MeshShape
+    from jmm.interop.convert import check_target
+    from jmm.training.workdir import EXPERIMENT_FILE
+
+    if options.dtype and options.to != "hf":
+        raise UserError(f"--dtype is for --to hf; {options.to} has the types of jmm", code=2)
+    check_target(options.target)
+    average = options.average if (options.source / EXPERIMENT_FILE).exists() else options.average or None
+    # Cut over all devices, so that what fits on none of them alone can be converted.
+    mesh = MeshShape(data=1, fsdp=len(jax.devices()))
+    model = jmm.load(
+        options.source, mesh=mesh, image_size=options.image_size, average=average, allow_pickle=options.allow_pickle
+    )
+    jmm.save(model, options.target, options.to, **({"dtype": options.dtype} if options.dtype else {}))
+    files = {path.name: path.stat().st_size for path in sorted(options.target.rglob("*")) if path.is_file()}
+    lines = [f"{'system':<28}{type(model.config).__module__}", f"{'written':<28}{options.target}"]
+    lines += [f"  {name:<26}{size:,} bytes" for name, size in files.items()]
+    return {"text": "\n".join(lines), "target": str(options.target), "to": options.to, "files": files}
 
 
 def zoo(options: argparse.Namespace) -> Result:
