@@ -7,7 +7,7 @@ becomes one program of all its fields. The number of rows is free, and so is the
 import dataclasses
 import inspect
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,9 @@ MODALITY = {
     "target_mask": "target",
 }
 """Fields that go with another one; the others stand for themselves."""
+
+COUNTS = {"text": "vocab_size", "target": "vocab_size", "segment": "num_segments"}
+"""The field of a config that says how many ids there are."""
 
 BATCH = "batch"
 
@@ -69,22 +72,30 @@ class Program:
         return [f"{name} <= {most}" for name, most in self.longest.items()]
 
     def example(self, config: ModelConfig, rows: int, lengths: Mapping[str, int]) -> dict[str, np.ndarray]:
-        """A batch of noise; the first row of texts is full, the others end anywhere."""
+        """A batch of noise: ids of the vocabulary, and padding on either side of all texts but the first."""
         rng = np.random.default_rng(rows)
-        ids = min(_vocabularies(config), default=2)
         batch: dict[str, np.ndarray] = {}
         for name, dimensions in self.inputs.items():
             shape = [rows if each == BATCH else int(lengths.get(str(each), each)) for each in dimensions]
-            dtype = self.dtypes[name]
-            if dtype == np.bool_:
-                ends = rng.integers(1, shape[1] + 1, (rows, 1))
-                ends[0] = shape[1]
-                batch[name] = np.arange(shape[1]) < ends
-            elif np.issubdtype(dtype, np.integer):
-                batch[name] = rng.integers(0, ids, shape).astype(dtype)
+            if self.dtypes[name] == np.bool_:
+                first, last = np.sort(rng.integers(0, shape[1], (2, rows, 1)), axis=0)
+                first[0], last[0] = 0, shape[1]
+                places = np.arange(shape[1])
+                batch[name] = (places >= first) & (places <= last)
+            elif np.issubdtype(self.dtypes[name], np.integer):
+                most = min(_values(config, COUNTS.get(name, "")), default=1)
+                batch[name] = rng.integers(0, most, shape, self.dtypes[name])
             else:
-                batch[name] = rng.standard_normal(shape).astype(dtype)
+                batch[name] = rng.standard_normal(shape).astype(self.dtypes[name])
         return batch
+
+    def real(self, output: str, batch: Mapping[str, np.ndarray]) -> np.ndarray:
+        """An index of what means something in an output: its real tokens if it has one entry for each token."""
+        dimensions = [str(each) for each in self.outputs[output].shape]
+        for mask, shape in self.inputs.items():
+            if self.dtypes[mask] == np.bool_ and dimensions[:2] == list(map(str, shape)):
+                return batch[mask]
+        return np.array(True)
 
 
 def programs(config: ModelConfig) -> list[Program]:
@@ -190,9 +201,10 @@ def _dimensions(name: str, spec: jax.ShapeDtypeStruct, lengths: Mapping[str, int
     return tuple(shape)
 
 
-def _vocabularies(config: Any) -> list[int]:
-    """Every `vocab_size` in a config."""
-    if not dataclasses.is_dataclass(config):
-        return []
-    inner = [size for each in dataclasses.fields(config) for size in _vocabularies(getattr(config, each.name))]
-    return [*inner, config.vocab_size] if hasattr(config, "vocab_size") else inner
+def _values(config: Any, name: str) -> Iterator[int]:
+    """What the fields of this name hold, anywhere in a config."""
+    for each in dataclasses.fields(config) if dataclasses.is_dataclass(config) else ():
+        value = getattr(config, each.name)
+        if each.name == name:
+            yield value
+        yield from _values(value, name)

@@ -18,4 +18,4 @@ def test_reloaded_by_tensorflow_alone(system, tmp_path):
     model = model_of(CONFIGS[system])
     export_savedmodel(model, tmp_path)
     for program, batch, outputs in run_fresh(RUN, tmp_path, model.config, ["jmm", "flax", "jax"]):
-        assert_same_outputs(model, batch, outputs, program.outputs)
+        assert_same_outputs(model, program, batch, outputs)

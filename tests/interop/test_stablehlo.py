@@ -20,4 +20,4 @@ def test_reloaded_without_jmm(system, tmp_path):
     model = model_of(CONFIGS[system])
     export_stablehlo(model, tmp_path)
     for program, batch, outputs in run_fresh(RUN, tmp_path, model.config, ["jmm", "flax"]):
-        assert_same_outputs(model, batch, outputs, program.outputs)
+        assert_same_outputs(model, program, batch, outputs)
