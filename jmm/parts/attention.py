@@ -18,6 +18,7 @@ class MultiHeadAttention(nn.Module):
     that joins the heads, where it differs from that of the others (Qwen2 has none there). `scale` is that of the
     logits, 1/√(head width) unless given (T5 has 1); queries start as much smaller as it is larger, so that the softmax
     starts as flat.
+    `out_features` is the width of the result, where it is not that of `x`.
     """
 
     num_heads: int
@@ -28,6 +29,7 @@ class MultiHeadAttention(nn.Module):
     rotary_base: float | None = None
     dtype: DTypeLike = jnp.float32
     scale: float | None = None
+    out_features: int | None = None
 
     @nn.compact
     def __call__(
@@ -38,7 +40,7 @@ class MultiHeadAttention(nn.Module):
         mask: Mask | None = None,
         bias: Float[Array, "#B #H Q K"] | None = None,
         positions: Int[Array, "#B Q"] | None = None,
-    ) -> Float[Array, "B Q D"]:
+    ) -> Float[Array, "B Q O"]:
         """Raises ValueError for a width that does not divide into the heads, and for rotary positions between two
         sequences: they say nothing about each other's places."""
         width = x.shape[-1]
@@ -61,7 +63,7 @@ class MultiHeadAttention(nn.Module):
         q = nn.with_logical_constraint(q, ("batch", "length", "heads", "head_dim"))
         attended = attention(q, k, v, mask=mask, bias=bias, scale=self.scale)
         return nn.DenseGeneral(
-            width,
+            self.out_features or width,
             axis=(-2, -1),
             use_bias=self.use_bias if self.out_bias is None else self.out_bias,
             dtype=self.dtype,

@@ -125,6 +125,16 @@ def test_the_joining_projection_has_a_bias_of_its_own_choice(use_bias, out_bias)
     assert set(biased.values()) == {use_bias}
 
 
+def test_the_result_may_have_a_width_of_its_own():
+    x, module = jnp.asarray(noise(2, 5, 12), jnp.float32), MultiHeadAttention(3, out_features=7)
+    params = params_of(module, x)
+    assert params["out"]["kernel"].shape == (3, 4, 7)
+    own = {**params, "out": {"kernel": np.ones((3, 4, 12)) / 5, "bias": np.zeros(12)}}
+    own["out"]["kernel"][..., :7], own["out"]["bias"][:7] = params["out"]["kernel"], params["out"]["bias"]
+    expected = jax.jit(MultiHeadAttention(3).apply)({"params": own}, x)[..., :7]
+    assert_close(jax.jit(module.apply)({"params": params}, x), expected, 1e-6)
+
+
 def test_width_that_does_not_divide_into_heads_is_refused():
     with pytest.raises(ValueError, match="width of 10 does not divide into 3 heads"):
         MultiHeadAttention(3).init(jax.random.key(0), jnp.zeros((1, 2, 10)))
