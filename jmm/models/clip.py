@@ -9,13 +9,16 @@ The image tower may be a residual network instead (section 2.4), whose attention
 
     image [B,H,W,C] ─► ResNet ─► grid [B,H/32,W/32,32·width] ─► attention pool ─► unit vector ─── image_embedding [B,E]
 
-With `objective="sigmoid"` the same two towers learn by the loss of SigLIP (Zhai et al. 2023).
+With `objective="sigmoid"` the same two towers learn by the loss of SigLIP (Zhai et al. 2023, Sigmoid Loss for Language
+Image Pre-Training). Its published models differ also in what is pooled: a probe attends to the image, unprojected, and
+the text is read in both directions up to its last position.
 
 Inputs: image float32 [B,H,W,C]; text int32 [B,L], text_mask bool [B,L]; one of the two is enough for its own outputs.
 Outputs: image_embedding, text_embedding [B,E] (unit length), image_features [B,N,D], text_features [B,L,D],
 logit_scale.
-Checked: transformers.CLIPModel, outputs, loss and gradients (tests/models/test_clip_parity.py); open_clip's CLIP with a
-residual network, stage by stage, loss and gradients (tests/models/test_clip_resnet.py).
+Checked: transformers.CLIPModel and SiglipModel, outputs, loss and gradients (tests/models/test_clip_parity.py,
+test_siglip_parity.py); open_clip's CLIP with a residual network, stage by stage, loss and gradients
+(test_clip_resnet.py).
 """
 
 import math
@@ -67,7 +70,7 @@ class ResNetTower:
 
 @dataclass(frozen=True)
 class TextTower:
-    """The encoder of texts: causal, pooled at the end of the text."""
+    """The encoder of texts."""
 
     encoder: TransformerConfig
     """The transformer."""
@@ -75,6 +78,14 @@ class TextTower:
     """Size of the vocabulary."""
     context_length: int = 77
     """The longest text in tokens, marks of begin and end included."""
+    mask: Literal["causal", "full"] = "causal"
+    """A token sees itself and what stands before it, or the whole row, padding included (SigLIP)."""
+    pool: Literal["end", "last"] = "end"
+    """The text's vector is that of its end, or of the row's last position, be it padding (SigLIP)."""
+    end_token: int | None = None
+    """Id of the token at whose first occurrence a text without `text_mask` ends; None: texts come with their masks."""
+    projection_bias: bool = False
+    """A bias in the projection to the shared space (SigLIP)."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +98,9 @@ class Config:
     """The text encoder."""
     embed_dim: int = 512
     """Width of the shared space."""
+    image_projection: bool = True
+    """A projection of the image's vector to the shared space; without it (SigLIP, and a residual network, whose pool
+    ends with one) the vector must be as wide."""
     objective: Literal["softmax", "sigmoid"] = "softmax"
     """CLIP's symmetric softmax over the batch, or SigLIP's sigmoid over pairs."""
     equal_captions: Literal["negatives", "positives"] = "negatives"
@@ -139,22 +153,32 @@ class ResNetEncoder(nn.Module):
 
 
 class TextEncoder(nn.Module):
-    """text [B,L] → every token after the final norm [B,L,D] and the token at the end of the text [B,D]."""
+    """text [B,L] → every token after the final norm [B,L,D] and the token that stands for the text [B,D]."""
 
     config: TextTower
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(
-        self, text: Int[Array, "B L"], text_mask: Bool[Array, "B L"], train: bool = False
+        self, text: Int[Array, "B L"], text_mask: Bool[Array, "B L"] | None = None, train: bool = False
     ) -> tuple[Float[Array, "B L D"], Float[Array, "B D"]]:
         cfg = self.config
         init = nn.initializers.normal(0.02)
         embed = nn.Embed(cfg.vocab_size, cfg.encoder.width, embedding_init=init, dtype=self.dtype, name="embedding")
         x = LearnedPositions(cfg.context_length, dtype=self.dtype, name="positions")(embed(text))
         # What stands after the end of the text is never seen, so the mask needs no word about padding.
-        x = Transformer(cfg.encoder, self.dtype, name="encoder")(x, mask=masks.causal(), train=train)
-        return x, last_token(x, text_mask)
+        mask = masks.causal() if cfg.mask == "causal" else None
+        x = Transformer(cfg.encoder, self.dtype, name="encoder")(x, mask=mask, train=train)
+        if cfg.pool == "last":
+            return x, x[:, -1]
+        return x, last_token(x, self._until_end(text) if text_mask is None else text_mask)
+
+    def _until_end(self, text: Int[Array, "B L"]) -> Bool[Array, "B L"]:
+        """The tokens up to the first end of the text."""
+        end = self.config.end_token
+        if end is None:
+            raise ValueError("text and text_mask go together: the mask says where each text ends")
+        return jnp.cumsum(text == end, axis=1) - (text == end) == 0
 
 
 class CLIP(nn.Module):
@@ -174,49 +198,55 @@ class CLIP(nn.Module):
     ) -> Outputs:
         """Gives image_embedding, text_embedding [B,E] (unit length), image_features [B,N,D], text_features
         [B,L,D], logit_scale and, for the sigmoid objective, logit_bias."""
-        if (text is None) != (text_mask is None):
-            raise ValueError("text and text_mask go together: the mask says where each text ends")
+        cfg = self.config
         outputs: Outputs = {}
         if image is not None:
-            features, pooled = self._encode_image(image, train)
+            features, pooled = self._image_encoder()(image, train)
+            if cfg.image_projection:
+                pooled = self._project(pooled, False, "image_projection")
             outputs |= {"image_features": features, "image_embedding": self._unit(pooled)}
-        if text is not None and text_mask is not None:
-            features, pooled = TextEncoder(self.config.text, self.dtype, name="text")(text, text_mask, train)
-            pooled = self._project(pooled, "text_projection")
+        if text is not None:
+            features, pooled = TextEncoder(cfg.text, self.dtype, name="text")(text, text_mask, train)
+            pooled = self._project(pooled, cfg.text.projection_bias, "text_projection")
             outputs |= {"text_features": features, "text_embedding": self._unit(pooled)}
         return outputs | self._temperature()
 
-    def _encode_image(
-        self, image: Float[Array, "B H W C"], train: bool
-    ) -> tuple[Float[Array, "B N D"], Float[Array, "B E"]]:
+    def _image_encoder(self) -> nn.Module:
         cfg = self.config
         if isinstance(cfg.image, ResNetTower):
-            return ResNetEncoder(cfg.image, cfg.embed_dim, self.dtype, name="image")(image, train)
-        features, pooled = ImageEncoder(cfg.image, self.dtype, name="image")(image, train)
-        return features, self._project(pooled, "image_projection")
+            return ResNetEncoder(cfg.image, cfg.embed_dim, self.dtype, name="image")
+        return ImageEncoder(cfg.image, self.dtype, name="image")
 
-    def _project(self, pooled: Float[Array, "B D"], name: str) -> Float[Array, "B E"]:
-        return nn.Dense(self.config.embed_dim, use_bias=False, dtype=self.dtype, name=name)(pooled)
+    def _project(self, pooled: Float[Array, "B D"], bias: bool, name: str) -> Float[Array, "B E"]:
+        return nn.Dense(self.config.embed_dim, use_bias=bias, dtype=self.dtype, name=name)(pooled)
 
     def _unit(self, pooled: Float[Array, "B E"]) -> Float[Array, "B E"]:
+        if pooled.shape[-1] != self.config.embed_dim:
+            raise ValueError(f"without image_projection embed_dim is the image's width {pooled.shape[-1]}")
         embedding = pooled.astype(jnp.float32)
         return embedding / jnp.linalg.norm(embedding, axis=-1, keepdims=True)
 
     def _temperature(self) -> Outputs:
-        """exp of the learned log-scale, and SigLIP's bias, at their papers' starting values."""
+        """exp of the learned log-scale, and SigLIP's bias, at their papers' starting values. Only CLIP bounds the
+        scale: published SigLIPs went beyond 100."""
         sigmoid = self.config.objective == "sigmoid"
         start = math.log(10) if sigmoid else math.log(1 / 0.07)
         log_scale = self.param("logit_scale", nn.initializers.constant(start), (), jnp.float32)
-        outputs = {"logit_scale": jnp.exp(jnp.minimum(log_scale, MAX_LOGIT_SCALE))}
-        if sigmoid:
-            outputs["logit_bias"] = self.param("logit_bias", nn.initializers.constant(-10.0), (), jnp.float32)
-        return outputs
+        if not sigmoid:
+            return {"logit_scale": jnp.exp(jnp.minimum(log_scale, MAX_LOGIT_SCALE))}
+        bias = self.param("logit_bias", nn.initializers.constant(-10.0), (), jnp.float32)
+        return {"logit_scale": jnp.exp(log_scale), "logit_bias": bias}
 
 
-def clip_vit(vision: ImageTower | ResNetTower, width: int, embed_dim: int) -> Config:
-    """A CLIP with one of the paper's text encoders: 12 layers, 64-wide heads, quick-GELU."""
+def clip_vit(vision: ImageTower, width: int, embed_dim: int) -> Config:
+    """A CLIP with one of the paper's text encoders."""
+    return Config(vision, text_tower(width), embed_dim)
+
+
+def text_tower(width: int) -> TextTower:
+    """The paper's text encoder: 12 layers, 64-wide heads, quick-GELU."""
     encoder = TransformerConfig(width, 12, width // 64, 4 * width, activation="quick_gelu", norm_eps=1e-5)
-    return Config(vision, TextTower(encoder), embed_dim)
+    return TextTower(encoder, end_token=49_407)
 
 
 def vision_tower(width: int, depth: int, num_heads: int, patch_size: int, image_size: int = 224) -> ImageTower:
@@ -240,19 +270,41 @@ def clip_l14(image_size: int = 224) -> Config:
     return clip_vit(vision_tower(1024, 24, 16, 14, image_size), 768, 768)
 
 
+def clip_resnet(vision: ResNetTower, width: int, embed_dim: int) -> Config:
+    """A CLIP with a residual network, whose pool is the projection, and one of the paper's text encoders."""
+    return Config(vision, text_tower(width), embed_dim, image_projection=False)
+
+
 def clip_rn50() -> Config:
     """ResNet-50 (table 19): 102.0 M parameters."""
-    return clip_vit(ResNetTower(), 512, 1024)
+    return clip_resnet(ResNetTower(), 512, 1024)
 
 
 def clip_rn101() -> Config:
     """ResNet-101 (table 19): 119.7 M parameters."""
-    return clip_vit(ResNetTower((3, 4, 23, 3)), 512, 512)
+    return clip_resnet(ResNetTower((3, 4, 23, 3)), 512, 512)
 
 
 def clip_rn50x4() -> Config:
     """ResNet-50x4 (table 19): about four times the compute of ResNet-50 at 288 px; 178.3 M parameters."""
-    return clip_vit(ResNetTower((4, 6, 10, 6), 80, 40, (288, 288)), 640, 640)
+    return clip_resnet(ResNetTower((4, 6, 10, 6), 80, 40, (288, 288)), 640, 640)
+
+
+def siglip(encoder: TransformerConfig, patch_size: int, image_size: int, context_length: int = 64) -> Config:
+    """SigLIP (section 4): two towers of one shape, the image pooled by attention, the text at its last position."""
+    image = ImageTower(encoder, (image_size, image_size), patch_size, pool="attention")
+    text = TextTower(encoder, 32_000, context_length, mask="full", pool="last", projection_bias=True)
+    return Config(image, text, encoder.width, objective="sigmoid", image_projection=False)
+
+
+def siglip_base(image_size: int = 224) -> Config:
+    """SigLIP B/16: 203.2 M parameters at 224 px."""
+    return siglip(TransformerConfig(768, 12, 12, 3072, activation="gelu_tanh"), 16, image_size)
+
+
+def siglip_so400m(image_size: int = 384) -> Config:
+    """SigLIP with towers of the shape of Alabdulmohsin et al. 2023 (So400m/14): 878.0 M parameters at 384 px."""
+    return siglip(TransformerConfig(1152, 27, 16, 4304, activation="gelu_tanh"), 14, image_size)
 
 
 VARIANTS = {
@@ -263,4 +315,6 @@ VARIANTS = {
     "clip_rn50": clip_rn50(),
     "clip_rn101": clip_rn101(),
     "clip_rn50x4": clip_rn50x4(),
+    "siglip_base": siglip_base(),
+    "siglip_so400m": siglip_so400m(),
 }

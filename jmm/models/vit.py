@@ -1,14 +1,16 @@
 """Vision Transformer (Dosovitskiy et al. 2021, An Image is Worth 16×16 Words).
 
     image [B,H,W,C] ─► patches [B,h,w,D] ─► + class token, + positions ─► encoder ─► image_features [B,N,D]
-                                                                                         │ pool
-                                                             logits [B,V] ◄── head ◄── image_pooled [B,D]
+                                                                                         │ pool, (dense, tanh)
+                                                           logits [B,V] ◄── (head) ◄── image_pooled [B,D]
 
-The image encoder stands apart from the classifier, because CLIP and others are built on it.
+The image encoder stands apart from the classifier, because CLIP and others are built on it. Without a head it is the
+network of DINO (Caron et al. 2021, Emerging Properties in Self-Supervised Vision Transformers).
 
 Inputs: image float32 [B,H,W,C]; label int32 [B] for the loss.
-Outputs: image_features [B,N,D], image_pooled [B,D], logits [B,V].
-Checked: transformers.ViTForImageClassification, outputs and gradients (tests/models/test_vit_parity.py).
+Outputs: image_features [B,N,D], image_pooled [B,D], and of a classifier logits [B,V].
+Checked: transformers.ViTForImageClassification and ViTModel, outputs and gradients (tests/models/test_vit_parity.py);
+facebookresearch/dino, outputs at two resolutions (tests/models/test_dino_golden.py).
 """
 
 from dataclasses import dataclass
@@ -20,6 +22,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from jmm.errors import UserError
 from jmm.objectives.classification import classification
 from jmm.parts import pooling
 from jmm.parts.embeddings import PatchEmbedding
@@ -36,7 +39,8 @@ class ImageTower:
     encoder: TransformerConfig
     """The transformer."""
     image_size: tuple[int, int] = (224, 224)
-    """Height and width of the images the positions are learned for; others are interpolated."""
+    """Height and width of the images the positions are learned for; others are interpolated. Of images of just this
+    size what patches do not fill, on the right and at the bottom, is not read (SigLIP at 384 with patches of 14)."""
     patch_size: int = 16
     """Side of a patch."""
     channels: int = 3
@@ -55,6 +59,11 @@ class ImageTower:
         """Rows and columns of patches."""
         return self.image_size[0] // self.patch_size, self.image_size[1] // self.patch_size
 
+    @property
+    def prefix(self) -> int:
+        """Tokens before the grid of patches."""
+        return int(self.pool == "class")
+
 
 class ImageEncoder(nn.Module):
     """image [B,H,W,C] → every token after the final norm [B,N,D] and the pooled vector [B,D]."""
@@ -68,18 +77,19 @@ class ImageEncoder(nn.Module):
     ) -> tuple[Float[Array, "B N D"], Float[Array, "B D"]]:
         cfg = self.config
         width = cfg.encoder.width
+        if image.shape[1:3] == cfg.image_size:
+            image = image[:, : cfg.grid[0] * cfg.patch_size, : cfg.grid[1] * cfg.patch_size]
         patches = PatchEmbedding(width, cfg.patch_size, cfg.patch_bias, self.dtype, name="patches")(image)
         batch, *grid, _ = patches.shape
         x = patches.reshape(batch, -1, width)
-        prefix = int(cfg.pool == "class")
-        if prefix:
+        if cfg.prefix:
             token = self.param("class_token", nn.initializers.normal(0.02), (1, 1, width), jnp.float32)
             x = jnp.concatenate([jnp.broadcast_to(token, (batch, 1, width)).astype(x.dtype), x], axis=1)
         if cfg.positions == "learned":
-            positions = LearnedPositions2D(cfg.grid, prefix, self.dtype, name="positions")
+            positions = LearnedPositions2D(cfg.grid, cfg.prefix, self.dtype, name="positions")
             x = positions(x, (grid[0], grid[1]))
         else:
-            x = x.at[:, prefix:].add(sincos_2d((grid[0], grid[1]), width).astype(self.dtype))
+            x = x.at[:, cfg.prefix :].add(sincos_2d((grid[0], grid[1]), width).astype(self.dtype))
         if cfg.pre_norm:
             x = make_norm(cfg.encoder.norm, cfg.encoder.norm_eps, self.dtype, "pre_norm")(x)
         x = Transformer(cfg.encoder, self.dtype, name="encoder")(x, train=train)
@@ -98,12 +108,14 @@ class ImageEncoder(nn.Module):
 
 @dataclass(frozen=True)
 class Config:
-    """A ViT with a classification head."""
+    """A ViT, with a classification head or without."""
 
     image: ImageTower
     """The image encoder."""
-    num_classes: int = 1000
-    """Classes of the head."""
+    num_classes: int | None = 1000
+    """Classes of the head; None: there is no head."""
+    pooler: bool = False
+    """A linear layer and tanh on the pooled vector: the hidden layer of the head in pre-training (section 3.1)."""
     label_smoothing: float = 0.0
     """Share of the target spread over all classes."""
 
@@ -112,14 +124,21 @@ class Config:
         return ViT(self, dtype)
 
     def batch_spec(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
-        """image float32 [B,H,W,C], label int32 [B]."""
-        return {
-            "image": jax.ShapeDtypeStruct((batch_size, *self.image.image_size, self.image.channels), jnp.float32),
-            "label": jax.ShapeDtypeStruct((batch_size,), jnp.int32),
-        }
+        """image float32 [B,H,W,C]; of a classifier also label int32 [B]."""
+        size = (batch_size, *self.image.image_size, self.image.channels)
+        spec = {"image": jax.ShapeDtypeStruct(size, jnp.float32)}
+        if self.num_classes is not None:
+            spec["label"] = jax.ShapeDtypeStruct((batch_size,), jnp.int32)
+        return spec
 
     def loss(self, module: nn.Module, variables: Variables, batch: Batch, rngs: dict[str, jax.Array]) -> Loss:
-        """Cross-entropy of the classes."""
+        """Cross-entropy of the classes.
+
+        Raises:
+          UserError: there is no head.
+        """
+        if self.num_classes is None:
+            raise UserError("model.num_classes is None, so there is no head to train; set the number of classes")
         outputs = forward(module, variables, batch, train=True, rngs=rngs)
         value = classification(outputs["logits"], batch["label"], self.label_smoothing)
         accuracy = jnp.mean(jnp.argmax(outputs["logits"], axis=-1) == batch["label"])
@@ -127,17 +146,23 @@ class Config:
 
 
 class ViT(nn.Module):
-    """The image encoder and a linear head."""
+    """The image encoder, and a linear head for a classifier."""
 
     config: Config
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, *, image: Float[Array, "B H W C"], train: bool = False) -> Outputs:
-        """Gives image_features [B,N,D], image_pooled [B,D] and logits [B,V]."""
-        features, pooled = ImageEncoder(self.config.image, self.dtype, name="image")(image, train)
-        head = nn.Dense(self.config.num_classes, dtype=self.dtype, kernel_init=nn.initializers.zeros, name="head")
-        return {"image_features": features, "image_pooled": pooled, "logits": head(pooled)}
+        """Gives image_features [B,N,D], image_pooled [B,D] and, of a classifier, logits [B,V]."""
+        cfg = self.config
+        features, pooled = ImageEncoder(cfg.image, self.dtype, name="image")(image, train)
+        if cfg.pooler:
+            pooled = jnp.tanh(nn.Dense(cfg.image.encoder.width, dtype=self.dtype, name="pooler")(pooled))
+        outputs = {"image_features": features, "image_pooled": pooled}
+        if cfg.num_classes is not None:
+            head = nn.Dense(cfg.num_classes, dtype=self.dtype, kernel_init=nn.initializers.zeros, name="head")
+            outputs["logits"] = head(pooled)
+        return outputs
 
 
 def vit(
@@ -147,7 +172,7 @@ def vit(
     mlp_dim: int,
     patch_size: int,
     image_size: int = 224,
-    num_classes: int = 1000,
+    num_classes: int | None = 1000,
 ) -> Config:
     """A square ViT in the paper's form: class token, learned positions, exact GELU."""
     encoder = TransformerConfig(width, depth, num_heads, mlp_dim)
@@ -169,10 +194,24 @@ def vit_h(patch_size: int = 14, image_size: int = 224, num_classes: int = 1000) 
     return vit(1280, 32, 16, 5120, patch_size, image_size, num_classes)
 
 
+def dino_s(patch_size: int = 16) -> Config:
+    """DINO's ViT-Small (section 3.2, table 1): 12 layers, width 384, 6 heads; S/16 has 21.7 M parameters."""
+    return vit(384, 12, 6, 1536, patch_size, num_classes=None)
+
+
+def dino_b(patch_size: int = 16) -> Config:
+    """DINO's ViT-Base (table 1): the paper's without its head; B/16 has 85.8 M parameters."""
+    return vit(768, 12, 12, 3072, patch_size, num_classes=None)
+
+
 VARIANTS = {
     "vit_b32": vit_b(32),
     "vit_b16": vit_b(16),
     "vit_l32": vit_l(32),
     "vit_l16": vit_l(16),
     "vit_h14": vit_h(14),
+    "dino_s16": dino_s(16),
+    "dino_s8": dino_s(8),
+    "dino_b16": dino_b(16),
+    "dino_b8": dino_b(8),
 }

@@ -14,9 +14,24 @@ def next_token(
     # Rolled and not cut: the length keeps dividing among devices. The last token would predict the first of its row.
     target = jnp.roll(text, -1, axis=1)
     pair = (mask & jnp.roll(mask, -1, axis=1)).at[:, -1].set(False)
-    logits = logits.astype(jnp.float32)
+    return _surprise(logits, target, pair)
+
+
+def masked_token(logits: Float[Array, "B L V"], target: Int[Array, "B L"]) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """Mean cross-entropy −log p(target_t | the corrupted text) (Devlin et al. 2019, section 3.1) over all places of the
+    batch where a target stands, and the share of them whose likeliest token is the right one. A negative target says
+    that nothing is to be predicted there. Without a target both are 0.
+    """
+    return _surprise(logits, target, target >= 0)
+
+
+def _surprise(
+    logits: Float[Array, "B L V"], target: Int[Array, "B L"], counted: Bool[Array, "B L"]
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """Mean cross-entropy and accuracy where `counted`."""
+    target, logits = jnp.where(counted, target, 0), logits.astype(jnp.float32)
     own = jnp.take_along_axis(logits, target[:, :, None], axis=2)[:, :, 0]
-    count = jnp.maximum(pair.sum(), 1)
-    loss = jnp.where(pair, jax.nn.logsumexp(logits, axis=2) - own, 0).sum() / count
-    accuracy = jnp.where(pair, jnp.argmax(logits, axis=2) == target, False).sum() / count
+    count = jnp.maximum(counted.sum(), 1)
+    loss = jnp.where(counted, jax.nn.logsumexp(logits, axis=2) - own, 0).sum() / count
+    accuracy = jnp.where(counted, jnp.argmax(logits, axis=2) == target, False).sum() / count
     return loss, accuracy

@@ -12,7 +12,8 @@ Grid = tuple[int, int]
 class LearnedPositions(nn.Module):
     """A table of learned position vectors for a sequence; a shorter one reads the table's beginning.
 
-    The first `offset` rows stand before position 0 and are read by none (OPT and BART keep two for padding).
+    The first `offset` rows stand before position 0: OPT and BART keep two that no token reads, and in XLM-R padding
+    stands at −1.
     """
 
     length: int
@@ -23,7 +24,8 @@ class LearnedPositions(nn.Module):
     def __call__(
         self, tokens: Float[Array, "B L D"], positions: Int[Array, "#B L"] | None = None
     ) -> Float[Array, "B L D"]:
-        """`positions` from 0 to `length` − 1 say where each token stands; without them they are in their order.
+        """`positions` from −`offset` to `length` − 1 say where each token stands; without them they are in their order
+        from 0.
 
         Raises ValueError for a sequence longer than the table.
         """
@@ -63,23 +65,26 @@ class LearnedPositions2D(nn.Module):
         return tokens + table.astype(self.dtype)
 
 
-def resize_positions(table: Float[Array, "N D"], old: Grid, new: Grid, prefix: int = 0) -> Float[Array, "M D"]:
+def resize_positions(
+    table: Float[Array, "N D"], old: Grid, new: Grid, prefix: int = 0, offset: float = 0.0
+) -> Float[Array, "M D"]:
     """Interpolates a table of positions from the grid `old` to the grid `new`, cubic in both directions; the
-    first `prefix` entries are kept as they are."""
+    first `prefix` entries are kept as they are. `offset` is that of `cubic_resize_matrix`."""
     first, grid = table[:prefix], table[prefix:].reshape(*old, -1)
-    rows, columns = cubic_resize_matrix(old[0], new[0]), cubic_resize_matrix(old[1], new[1])
+    rows, columns = (cubic_resize_matrix(*sides, offset) for sides in zip(old, new, strict=True))
     resized = jnp.einsum("ih,jw,hwd->ijd", rows, columns, grid)
     return jnp.concatenate([first, resized.reshape(new[0] * new[1], -1)])
 
 
-def cubic_resize_matrix(old: int, new: int) -> Float[np.ndarray, "{new} {old}"]:
+def cubic_resize_matrix(old: int, new: int, offset: float = 0.0) -> Float[np.ndarray, "{new} {old}"]:
     """The matrix that resamples `old` points to `new` by cubic convolution (Keys 1981) with a = −0.75.
 
     Pixel centres are aligned (x_old = (x_new + ½)·old/new − ½) and borders repeated: the convention with which
-    published vision transformers were fine-tuned at new resolutions.
+    published vision transformers were fine-tuned at new resolutions. With an `offset` the step is old/(new + offset):
+    DINO's own code adds 0.1 to be safe from rounding, and so shifts its positions by up to that share of a step.
     """
     a = -0.75
-    centre = (np.arange(new) + 0.5) * old / new - 0.5
+    centre = (np.arange(new) + 0.5) * old / (new + offset) - 0.5
     left = np.floor(centre).astype(int)
     matrix = np.zeros((new, old))
     for tap in range(-1, 3):
