@@ -18,7 +18,7 @@ Outputs: image_embedding, text_embedding [B,E] (unit length), image_features [B,
 logit_scale.
 Checked: transformers.CLIPModel and SiglipModel, outputs, loss and gradients (tests/models/test_clip_parity.py,
 test_siglip_parity.py); open_clip's CLIP with a residual network, stage by stage, loss and gradients
-(test_clip_resnet.py).
+(tests/models/test_clip_resnet.py).
 """
 
 import math
