@@ -63,14 +63,17 @@ def read(fields: Fields, names: Collection[str]) -> Config:
             raise UserError(f"{name} in {FILE} is {value!r}, which is not supported")
     width, heads = flat.size("text_cfg.width", 512), flat.size("text_cfg.heads", 8)
     flat.divides("text_cfg.heads", heads, "text_cfg.width", width)
+    vocab_size = flat.size("text_cfg.vocab_size", 49_408)
     text = TextTower(
         _encoder(flat, "text_cfg", width, heads),
-        flat.size("text_cfg.vocab_size", 49_408),
+        vocab_size,
         flat.size("text_cfg.context_length", 77),
+        end_token=vocab_size - 1,  # theirs reads the position of the highest id
     )
     image = _resnet(flat) if isinstance(flat.get("vision_cfg.layers"), list) else _vit(flat)
     objective: Literal["softmax", "sigmoid"] = "softmax" if flat.get("init_logit_bias") is None else "sigmoid"
-    return Config(image, text, flat.size("embed_dim"), objective=objective)
+    projected = isinstance(image, ImageTower)
+    return Config(image, text, flat.size("embed_dim"), image_projection=projected, objective=objective)
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

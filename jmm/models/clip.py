@@ -99,7 +99,8 @@ class Config:
     embed_dim: int = 512
     """Width of the shared space."""
     image_projection: bool = True
-    """A projection of the image's vector to the shared space; without it (SigLIP) the vector must be as wide."""
+    """A projection of the image's vector to the shared space; without it (SigLIP, and a residual network, whose pool
+    ends with one) the vector must be as wide."""
     objective: Literal["softmax", "sigmoid"] = "softmax"
     """CLIP's symmetric softmax over the batch, or SigLIP's sigmoid over pairs."""
     equal_captions: Literal["negatives", "positives"] = "negatives"
@@ -200,7 +201,9 @@ class CLIP(nn.Module):
         cfg = self.config
         outputs: Outputs = {}
         if image is not None:
-            features, pooled = self._encode_image(image, train)
+            features, pooled = self._image_encoder()(image, train)
+            if cfg.image_projection:
+                pooled = self._project(pooled, False, "image_projection")
             outputs |= {"image_features": features, "image_embedding": self._unit(pooled)}
         if text is not None:
             features, pooled = TextEncoder(cfg.text, self.dtype, name="text")(text, text_mask, train)
@@ -208,14 +211,11 @@ class CLIP(nn.Module):
             outputs |= {"text_features": features, "text_embedding": self._unit(pooled)}
         return outputs | self._temperature()
 
-    def _encode_image(
-        self, image: Float[Array, "B H W C"], train: bool
-    ) -> tuple[Float[Array, "B N D"], Float[Array, "B E"]]:
+    def _image_encoder(self) -> nn.Module:
         cfg = self.config
         if isinstance(cfg.image, ResNetTower):
-            return ResNetEncoder(cfg.image, cfg.embed_dim, self.dtype, name="image")(image, train)
-        features, pooled = ImageEncoder(cfg.image, self.dtype, name="image")(image, train)
-        return features, self._project(pooled, False, "image_projection") if cfg.image_projection else pooled
+            return ResNetEncoder(cfg.image, cfg.embed_dim, self.dtype, name="image")
+        return ImageEncoder(cfg.image, self.dtype, name="image")
 
     def _project(self, pooled: Float[Array, "B D"], bias: bool, name: str) -> Float[Array, "B E"]:
         return nn.Dense(self.config.embed_dim, use_bias=bias, dtype=self.dtype, name=name)(pooled)
@@ -238,10 +238,15 @@ class CLIP(nn.Module):
         return {"logit_scale": jnp.exp(log_scale), "logit_bias": bias}
 
 
-def clip_vit(vision: ImageTower | ResNetTower, width: int, embed_dim: int) -> Config:
-    """A CLIP with one of the paper's text encoders: 12 layers, 64-wide heads, quick-GELU."""
+def clip_vit(vision: ImageTower, width: int, embed_dim: int) -> Config:
+    """A CLIP with one of the paper's text encoders."""
+    return Config(vision, text_tower(width), embed_dim)
+
+
+def text_tower(width: int) -> TextTower:
+    """The paper's text encoder: 12 layers, 64-wide heads, quick-GELU."""
     encoder = TransformerConfig(width, 12, width // 64, 4 * width, activation="quick_gelu", norm_eps=1e-5)
-    return Config(vision, TextTower(encoder, end_token=49_407), embed_dim)
+    return TextTower(encoder, end_token=49_407)
 
 
 def vision_tower(width: int, depth: int, num_heads: int, patch_size: int, image_size: int = 224) -> ImageTower:
@@ -265,6 +270,26 @@ def clip_l14(image_size: int = 224) -> Config:
     return clip_vit(vision_tower(1024, 24, 16, 14, image_size), 768, 768)
 
 
+def clip_resnet(vision: ResNetTower, width: int, embed_dim: int) -> Config:
+    """A CLIP with a residual network, whose pool is the projection, and one of the paper's text encoders."""
+    return Config(vision, text_tower(width), embed_dim, image_projection=False)
+
+
+def clip_rn50() -> Config:
+    """ResNet-50 (table 19): 102.0 M parameters."""
+    return clip_resnet(ResNetTower(), 512, 1024)
+
+
+def clip_rn101() -> Config:
+    """ResNet-101 (table 19): 119.7 M parameters."""
+    return clip_resnet(ResNetTower((3, 4, 23, 3)), 512, 512)
+
+
+def clip_rn50x4() -> Config:
+    """ResNet-50x4 (table 19): about four times the compute of ResNet-50 at 288 px; 178.3 M parameters."""
+    return clip_resnet(ResNetTower((4, 6, 10, 6), 80, 40, (288, 288)), 640, 640)
+
+
 def siglip(encoder: TransformerConfig, patch_size: int, image_size: int, context_length: int = 64) -> Config:
     """SigLIP (section 4): two towers of one shape, the image pooled by attention, the text at its last position."""
     image = ImageTower(encoder, (image_size, image_size), patch_size, pool="attention")
@@ -282,29 +307,14 @@ def siglip_so400m(image_size: int = 384) -> Config:
     return siglip(TransformerConfig(1152, 27, 16, 4304, activation="gelu_tanh"), 14, image_size)
 
 
-def clip_rn50() -> Config:
-    """ResNet-50 (table 19): 102.0 M parameters."""
-    return clip_vit(ResNetTower(), 512, 1024)
-
-
-def clip_rn101() -> Config:
-    """ResNet-101 (table 19): 119.7 M parameters."""
-    return clip_vit(ResNetTower((3, 4, 23, 3)), 512, 512)
-
-
-def clip_rn50x4() -> Config:
-    """ResNet-50x4 (table 19): about four times the compute of ResNet-50 at 288 px; 178.3 M parameters."""
-    return clip_vit(ResNetTower((4, 6, 10, 6), 80, 40, (288, 288)), 640, 640)
-
-
 VARIANTS = {
     "clip_b32": clip_b32(),
     "clip_b16": clip_b16(),
     "clip_l14": clip_l14(),
     "clip_l14_336": clip_l14(336),
-    "siglip_base": siglip_base(),
-    "siglip_so400m": siglip_so400m(),
     "clip_rn50": clip_rn50(),
     "clip_rn101": clip_rn101(),
     "clip_rn50x4": clip_rn50x4(),
+    "siglip_base": siglip_base(),
+    "siglip_so400m": siglip_so400m(),
 }
