@@ -72,6 +72,22 @@ def load(
     return model if image_size is None else _at_resolution(model, image_size)
 
 
+def describe(folder: Path) -> tuple[ModelConfig, Preprocess]:
+    """The config and the preprocessing of what `load` takes, without its weights.
+
+    Raises:
+      UserError: as of `load`.
+    """
+    if (folder / EXPERIMENT_FILE).exists():
+        experiment = read_experiment(folder)
+        return experiment.model, experiment.data.preprocessor()
+    if (folder / native.FILE).exists():
+        return native.describe(folder)
+    if not (folder / CONFIG).exists():
+        raise UserError(f"{folder} holds no model: no {EXPERIMENT_FILE}, no {native.FILE}, no {CONFIG}")
+    return read_folder(folder)[0].config, preprocessor_of(folder)
+
+
 def _published(folder: Path, mesh: Mesh, allow_pickle: bool) -> Model:
     origin, tensors = read_folder(folder, allow_pickle)
     variables = read_variables(origin, tensors, mesh)

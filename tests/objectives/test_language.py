@@ -1,4 +1,4 @@
-"""The losses of next and of masked tokens against torch and by hand."""
+"""The losses over tokens against torch and by hand."""
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from jmm.objectives.language import masked_token, next_token
+from jmm.objectives.language import masked_token, next_token, token_cross_entropy
 from tests.arrays import assert_close
 
 MASK = np.array([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0], [0, 0, 1, 1, 1], [0, 1, 1, 0, 1], [0, 0, 0, 1, 0]], bool)
@@ -99,3 +99,26 @@ def test_a_masked_token_is_predicted_where_it_stands():
     assert masked_token(right, target) == (0, 1)
     assert_close(masked_token(jnp.zeros((1, 4, 5)), target)[0], np.log(5), 1e-6)
     assert masked_token(right.at[:, 1].set(right[:, 3]), target) == (50, 0.5)
+
+
+# --- any tokens ---
+
+
+def test_cross_entropy_of_the_real_tokens_equals_torch():
+    logits, target = inputs()
+    loss_of = jax.jit(jax.value_and_grad(token_cross_entropy, has_aux=True))
+    (loss, accuracy), gradient = loss_of(logits, target, jnp.asarray(MASK))
+
+    theirs = torch.tensor(np.asarray(logits), requires_grad=True)
+    labels = torch.tensor(np.where(MASK, np.asarray(target), -100)).long()
+    expected = torch.nn.functional.cross_entropy(theirs.transpose(1, 2), labels, ignore_index=-100)
+    expected.backward()
+    assert_close(loss, expected.detach(), 1e-6)
+    assert_close(gradient, theirs.grad, 1e-5)
+    right = np.argmax(logits, axis=2) == np.asarray(target)
+    assert_close(accuracy, right[MASK].mean(), 1e-6)
+
+
+def test_cross_entropy_without_a_real_token_is_zero():
+    logits, target = inputs()
+    assert token_cross_entropy(logits, target, jnp.zeros(MASK.shape, bool)) == (0, 0)
