@@ -11,6 +11,7 @@ from PIL import Image
 
 from experiments.quickstart import experiment
 from jmm import cli
+from jmm.evaluation import zero_shot
 from jmm.overrides import field_names
 from tests.evaluation import planted
 
@@ -198,6 +199,16 @@ def test_classify(capsys, album):
     assert first["labels"]["a"] == pytest.approx(1 / (1 + np.exp(-planted.SCALE)), abs=1e-5)
     code, out, _ = jmm(capsys, *arguments)
     assert (code, out.splitlines()[0]) == (0, f"{album / 'a.png'}: a")
+
+
+@pytest.mark.parametrize(("published", "template"), [(True, "This is a photo of {}."), (False, "a photo of a {}")])
+def test_classify_asks_as_the_model_is_used_to(capsys, album, monkeypatch, published, template):
+    asked = []
+    monkeypatch.setattr(zero_shot, "classify", lambda *given: asked.extend(given[3]) or np.ones((1, 1)))
+    if published:
+        (album / "config.json").write_text("{}")
+    assert jmm(capsys, "classify", album, album / "a.png", "--labels", "a")[0] == 0
+    assert asked == [template]
 
 
 def test_search(capsys, album):
