@@ -14,6 +14,11 @@ from jmm.errors import UserError
 if TYPE_CHECKING:
     from jmm.experiment import Experiment
 
+CLIP_HELP = "a workdir of jmm train, or a checkpoint of transformers (config.json and *.safetensors)"
+
+TEMPLATE, TRANSFORMERS_TEMPLATE = "a photo of a {}", "This is a photo of {}."
+"""Captions of a label: ours, and that of transformers' zero-shot pipeline."""
+
 Result = dict[str, Any]
 """What `--json` prints; the field `text` of it is what a person reads instead."""
 
@@ -66,6 +71,13 @@ def make_parser() -> argparse.ArgumentParser:
         help="with a FILE.py: every field that can be set, and its default",
     )
     sub.add_argument("--workdir", type=Path, metavar="DIR", help="where checkpoints, metrics and pictures go")
+    sub.add_argument(
+        "--from",
+        dest="source",
+        type=Path,
+        metavar="MODEL",
+        help="start from the system, preprocessing and weights of a published folder, a workdir or a model of jmm",
+    )
     sub.add_argument("--show-sharding", action="store_true", help="print where every array lies on the mesh, and stop")
     sub.add_argument("--profile", action="store_true", help="record a trace of ten steps in DIR/profile")
     sub.add_argument("--coordinator", metavar="HOST:PORT", help="process 0 of several that train together")
@@ -76,15 +88,15 @@ def make_parser() -> argparse.ArgumentParser:
     sub.add_argument("workdir", type=Path, metavar="DIR", help="a workdir of jmm train")
 
     sub = command("classify", classify, "Say which label fits each picture.")
-    sub.add_argument("workdir", type=Path, metavar="DIR", help="a workdir of jmm train")
+    sub.add_argument("workdir", type=Path, metavar="DIR", help=CLIP_HELP)
     sub.add_argument("images", type=Path, nargs="+", metavar="IMAGE", help="picture files")
     sub.add_argument(
         "--labels", required=True, metavar='"A,B,C"', help="the labels to choose from, separated by commas"
     )
-    sub.add_argument("--template", default="a photo of a {}", help="caption of a label; {} is the label")
+    sub.add_argument("--template", help="caption of a label; {} is the label (default: as the model is used to)")
 
     sub = command("search", search, "Find the pictures that fit a text.")
-    sub.add_argument("workdir", type=Path, metavar="DIR", help="a workdir of jmm train")
+    sub.add_argument("workdir", type=Path, metavar="DIR", help=CLIP_HELP)
     sub.add_argument("query", metavar="TEXT", help="what to look for")
     sub.add_argument(
         "--images", type=Path, required=True, metavar="FOLDER", help="where to look, folders below included"
@@ -139,6 +151,10 @@ def train(options: argparse.Namespace, overrides: list[str]) -> Result:
     if overrides and not options.file.exists():
         raise UserError(f"there is no experiment file {options.file}; FILE.py comes before the fields it sets", code=2)
     base = read_experiment_file(options.file)
+    if options.source:
+        from jmm.interop.initial import start_from
+
+        base = start_from(base, options.source)
     if options.help:
         print(train_usage(options))
     experiment = override(base, ["--help"] if options.help else overrides, f"jmm train {options.file}")
@@ -202,12 +218,14 @@ def run_training(experiment: "Experiment", options: argparse.Namespace) -> Resul
 
     from jmm.distributed.processes import is_first
     from jmm.evaluation.report import write_report
+    from jmm.interop.initial import initial_weights
     from jmm.training.checkpoint import hush_late_writes
     from jmm.training.loop import train as run
 
     hush_late_writes()
     console = Console(stderr=True, quiet=options.json or not is_first())
-    outcome = run(experiment, options.workdir, console=console, profile=options.profile)
+    initial = initial_weights(experiment)
+    outcome = run(experiment, options.workdir, console=console, profile=options.profile, initial=initial)
     pictures = write_report(experiment, outcome.model, options.workdir)
     checkpoint = options.workdir / "checkpoints" / str(outcome.step)
     figures = {name: value for name, value in outcome.figures.items() if name.startswith("eval/")}
@@ -266,10 +284,12 @@ def classify(options: argparse.Namespace) -> Result:
     labels = [label.strip() for label in options.labels.split(",") if label.strip()]
     if not labels:
         raise UserError('--labels names no label; give them as --labels "one,two,three"', code=2)
-    if "{}" not in options.template:
-        raise UserError(f"--template needs {{}} where the label goes, not {options.template!r}", code=2)
+    usual = TRANSFORMERS_TEMPLATE if (options.workdir / "config.json").is_file() else TEMPLATE
+    template = usual if options.template is None else options.template
+    if "{}" not in template:
+        raise UserError(f"--template needs {{}} where the label goes, not {template!r}", code=2)
     images = [read_image(path) for path in options.images]
-    probability = run(load_clip(options.workdir), images, labels, [options.template])
+    probability = run(load_clip(options.workdir), images, labels, [template])
     found, lines = [], []
     for path, row in zip(options.images, probability, strict=True):
         order = row.argsort()[::-1]
@@ -296,7 +316,7 @@ def search(options: argparse.Namespace) -> Result:
 
 
 def load_clip(workdir: Path) -> Any:
-    """The model of a workdir, if it embeds images and texts in one space."""
+    """The model of a workdir or checkpoint, if it embeds images and texts in one space."""
     from jmm.protocol import inputs_of
 
     model = jmm.load(workdir)

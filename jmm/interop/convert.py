@@ -8,16 +8,19 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from data_pipelines.save import save_preprocess
 from jmm.errors import UserError
 from jmm.interop.folder import Origin, write_folder_of
 from jmm.interop.native import write_native
 from jmm.model import Model
+from jmm.protocol import inputs_of
 from jmm.training.checkpoint import reason
 
 
 def _hf(model: Model, folder: Path, **settings: Any) -> None:
     origin = model.origin if isinstance(model.origin, Origin) else None
     write_folder_of(model.config, model.variables, folder, origin, **settings)
+    save_preprocess(model.preprocess, folder, inputs_of(model.module, {"image": 0, "text": 0}))
 
 
 FORMATS: dict[str, Callable[..., Any]] = {"hf": _hf, "jmm": write_native}

@@ -9,6 +9,7 @@ import jax
 import orbax.checkpoint as ocp
 from jax.sharding import Mesh
 
+from data_pipelines.checkpoint import preprocessor_of
 from data_pipelines.preprocess import Preprocess
 from jmm.distributed.mesh import MeshShape, make_mesh
 from jmm.distributed.sharding import tree_shardings
@@ -71,10 +72,26 @@ def load(
     return model if image_size is None else _at_resolution(model, image_size)
 
 
+def describe(folder: Path) -> tuple[ModelConfig, Preprocess]:
+    """The config and the preprocessing of what `load` takes, without its weights.
+
+    Raises:
+      UserError: as of `load`.
+    """
+    if (folder / EXPERIMENT_FILE).exists():
+        experiment = read_experiment(folder)
+        return experiment.model, experiment.data.preprocessor()
+    if (folder / native.FILE).exists():
+        return native.describe(folder)
+    if not (folder / CONFIG).exists():
+        raise UserError(f"{folder} holds no model: no {EXPERIMENT_FILE}, no {native.FILE}, no {CONFIG}")
+    return read_folder(folder)[0].config, preprocessor_of(folder)
+
+
 def _published(folder: Path, mesh: Mesh, allow_pickle: bool) -> Model:
     origin, tensors = read_folder(folder, allow_pickle)
     variables = read_variables(origin, tensors, mesh)
-    return replace(_model(origin.config, variables, Preprocess(), mesh), origin=origin)
+    return replace(_model(origin.config, variables, preprocessor_of(folder), mesh), origin=origin)
 
 
 def _model(config: ModelConfig, variables: Variables, preprocess: Preprocess, mesh: Mesh) -> Model:
@@ -109,7 +126,7 @@ def load_step(workdir: Path, mesh: Mesh | None = None, average: bool | None = No
 def _at_resolution(model: Model, image_size: tuple[int, int]) -> Model:
     config, variables = at_resolution(model.config, model.variables, image_size)
     placed = jax.device_put(variables, {name: tree_shardings(tree, model.mesh) for name, tree in variables.items()})
-    fitted = replace(_model(config, placed, replace(model.preprocess, image_size=image_size), model.mesh))
+    fitted = replace(_model(config, placed, model.preprocess.sized(image_size), model.mesh))
     return replace(fitted, origin=model.origin)
 
 
