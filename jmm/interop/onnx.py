@@ -23,10 +23,15 @@ import numpy as np
 
 from jmm.errors import UserError
 from jmm.interop.extras import require
-from jmm.interop.folder import write_folder_of
+from jmm.interop.families import FAMILIES
+from jmm.interop.family import Family, write_config
+from jmm.interop.folder import CONFIG, SHARD_BYTES
 from jmm.interop.onnx_twins import TWINS
 from jmm.interop.programs import BATCH, Program, describe, needed_weights, programs, write_description
+from jmm.interop.stored import write_folder
+from jmm.interop.table import plan_export
 from jmm.model import Model
+from jmm.protocol import ModelConfig
 
 OPSET = 18
 SINGLE_FILE = 1_500_000_000
@@ -44,8 +49,7 @@ def export_onnx(model: Model, folder: Path) -> None:
     require("onnx", ["torch", "transformers", "onnx", "onnxscript", "onnxruntime"])
     found = {f"{each.name}.onnx": each for each in programs(model.config)}
     with tempfile.TemporaryDirectory() as published, _quiet():
-        write_folder_of(model.config, model.variables, Path(published))
-        twin = load_twin(Path(published))
+        twin = load_twin(model, Path(published))
     run = TWINS[type(twin).__name__](twin)
     for file, program in found.items():
         size = sum(prod(each.shape) * each.dtype.itemsize for each in needed_weights(model, [program]).values())
@@ -55,17 +59,18 @@ def export_onnx(model: Model, folder: Path) -> None:
     write_description(describe(model, found, format="ONNX", opset=OPSET, twin=type(twin).__name__), folder)
 
 
-def load_twin(folder: Path) -> Any:
-    """The twin in PyTorch of what was written into a folder.
+def load_twin(model: Model, folder: Path) -> Any:
+    """The twin of a model in PyTorch, by way of an empty folder.
 
     Raises:
       UserError: there is none, or it wants more weights.
     """
     import transformers
 
-    architecture = json.loads((folder / "config.json").read_text(encoding="utf-8"))["architectures"][0]
-    if architecture not in TWINS:
-        raise UserError(f"ONNX is written by way of PyTorch, and for {architecture} there is no way yet")
+    family, config_json = _family(model.config)
+    (folder / CONFIG).write_text(json.dumps(config_json), encoding="utf-8")
+    write_folder(folder, plan_export(family.table(model.config), model.variables), {}, SHARD_BYTES)
+    architecture = config_json["architectures"][0]
     load: Any = getattr(transformers, architecture).from_pretrained
     # Eager: how PyTorch lays out what its fused attention gives is lost on the way to ONNX.
     twin, found = load(folder, dtype="float32", attn_implementation="eager", output_loading_info=True)
@@ -75,6 +80,21 @@ def load_twin(folder: Path) -> Any:
     elif missing:
         raise UserError(f"{architecture} of transformers wants weights that this model lacks: {', '.join(missing)}")
     return twin.eval()
+
+
+def _family(config: ModelConfig) -> tuple[Family, dict[str, Any]]:
+    """The first family that can express our config and has a twin, and its config.json."""
+    problems = []
+    for family in FAMILIES.values():
+        if family.config is type(config) and not TWINS.keys().isdisjoint(family.architectures):
+            try:
+                return family, write_config(family, config)
+            except UserError as problem:
+                problems.append(str(problem))
+    raise UserError(
+        "ONNX is written by way of PyTorch, and this model has no twin in transformers: "
+        + ("; ".join(problems) or f"none of them is a {type(config).__module__}")
+    )
 
 
 def _write(
