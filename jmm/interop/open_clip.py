@@ -244,5 +244,7 @@ FAMILIES = (
         table=table,
         renames=((r"^module\.", ""),),  # of a model that was trained on several devices
         ignored="attn_mask|input_resolution|context_length|vocab_size",
+        config_file=FILE,
+        stem="open_clip_model",
     ),
 )
