@@ -71,6 +71,13 @@ def make_parser() -> argparse.ArgumentParser:
         help="with a FILE.py: every field that can be set, and its default",
     )
     sub.add_argument("--workdir", type=Path, metavar="DIR", help="where checkpoints, metrics and pictures go")
+    sub.add_argument(
+        "--from",
+        dest="source",
+        type=Path,
+        metavar="MODEL",
+        help="start from the system, preprocessing and weights of a published folder, a workdir or a model of jmm",
+    )
     sub.add_argument("--show-sharding", action="store_true", help="print where every array lies on the mesh, and stop")
     sub.add_argument("--profile", action="store_true", help="record a trace of ten steps in DIR/profile")
     sub.add_argument("--coordinator", metavar="HOST:PORT", help="process 0 of several that train together")
@@ -144,6 +151,10 @@ def train(options: argparse.Namespace, overrides: list[str]) -> Result:
     if overrides and not options.file.exists():
         raise UserError(f"there is no experiment file {options.file}; FILE.py comes before the fields it sets", code=2)
     base = read_experiment_file(options.file)
+    if options.source:
+        from jmm.interop.initial import start_from
+
+        base = start_from(base, options.source)
     if options.help:
         print(train_usage(options))
     experiment = override(base, ["--help"] if options.help else overrides, f"jmm train {options.file}")
@@ -207,12 +218,14 @@ def run_training(experiment: "Experiment", options: argparse.Namespace) -> Resul
 
     from jmm.distributed.processes import is_first
     from jmm.evaluation.report import write_report
+    from jmm.interop.initial import initial_weights
     from jmm.training.checkpoint import hush_late_writes
     from jmm.training.loop import train as run
 
     hush_late_writes()
     console = Console(stderr=True, quiet=options.json or not is_first())
-    outcome = run(experiment, options.workdir, console=console, profile=options.profile)
+    initial = initial_weights(experiment)
+    outcome = run(experiment, options.workdir, console=console, profile=options.profile, initial=initial)
     pictures = write_report(experiment, outcome.model, options.workdir)
     checkpoint = options.workdir / "checkpoints" / str(outcome.step)
     figures = {name: value for name, value in outcome.figures.items() if name.startswith("eval/")}

@@ -76,6 +76,13 @@ def _relative(fields: Fields, tied_head: bool, scaled_head: bool) -> Config:
     width, heads, vocab_size = fields.size("d_model"), fields.size("num_heads"), fields.size("vocab_size")
     head_dim, depth = fields.size("d_kv"), fields.size("num_layers")
     gated, activation = _feed_forward(fields)
+    buckets = fields.size("relative_attention_num_buckets", 32)
+    distance = fields.size("relative_attention_max_distance", 128)
+    if buckets < 4 or distance <= buckets // 2:
+        raise UserError(
+            f"relative_attention_num_buckets in config.json is {buckets}; it must be from 4 to less than twice the"
+            f" relative_attention_max_distance {distance}"
+        )
     # What is as usual is left to its default, so that equal models have equal configs.
     encoder = TransformerConfig(
         width,
@@ -97,8 +104,8 @@ def _relative(fields: Fields, tied_head: bool, scaled_head: bool) -> Config:
         fields.size("n_positions", 512),
         _start_id(fields, vocab_size, 0),
         first_position=None,
-        relative_buckets=fields.size("relative_attention_num_buckets", 32),
-        relative_distance=fields.size("relative_attention_max_distance", 128),
+        relative_buckets=buckets,
+        relative_distance=distance,
         embedding_norm=False,
         tied_head=tied_head,
         scaled_head=scaled_head,

@@ -16,7 +16,7 @@ from jmm.distributed.sharding import tree_shardings
 from jmm.errors import UserError
 from jmm.interop import native
 from jmm.interop.convert import save
-from jmm.interop.folder import CONFIG, read_folder, read_variables
+from jmm.interop.folder import CONFIG, is_published, read_folder, read_variables
 from jmm.interop.resolution import at_resolution
 from jmm.model import Model
 from jmm.protocol import ModelConfig, Variables
@@ -60,7 +60,7 @@ def load(
     elif (folder / native.FILE).exists():
         config, variables, preprocess = native.read_native(folder, placed)
         model = _model(config, variables, preprocess, placed)
-    elif (folder / CONFIG).exists():
+    elif is_published(folder):
         model = _published(folder, placed, allow_pickle)
     elif not folder.is_dir():
         raise UserError(f"there is no folder {folder}")
@@ -70,6 +70,22 @@ def load(
             f"no {CONFIG} (a published one)"
         )
     return model if image_size is None else _at_resolution(model, image_size)
+
+
+def describe(folder: Path) -> tuple[ModelConfig, Preprocess]:
+    """The config and the preprocessing of what `load` takes, without its weights.
+
+    Raises:
+      UserError: as of `load`.
+    """
+    if (folder / EXPERIMENT_FILE).exists():
+        experiment = read_experiment(folder)
+        return experiment.model, experiment.data.preprocessor()
+    if (folder / native.FILE).exists():
+        return native.describe(folder)
+    if not is_published(folder):
+        raise UserError(f"{folder} holds no model: no {EXPERIMENT_FILE}, no {native.FILE}, no {CONFIG}")
+    return read_folder(folder)[0].config, preprocessor_of(folder)
 
 
 def _published(folder: Path, mesh: Mesh, allow_pickle: bool) -> Model:

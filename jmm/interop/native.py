@@ -39,11 +39,11 @@ def write_native(model: Model, folder: Path) -> None:
     write_manifest(folder)
 
 
-def read_native(folder: Path, mesh: Mesh) -> tuple[ModelConfig, Any, Preprocess]:
-    """Config, weights (float32, on the mesh) and preprocessing.
+def describe(folder: Path) -> tuple[ModelConfig, Preprocess]:
+    """Config and preprocessing.
 
     Raises:
-      UserError: a file is missing or is not as it was written, or a newer jmm wrote it.
+      UserError: a newer jmm wrote it, or it is damaged.
     """
     described = read_json(folder / FILE)
     if described.get("version") != VERSION:
@@ -53,6 +53,16 @@ def read_native(folder: Path, mesh: Mesh) -> tuple[ModelConfig, Any, Preprocess]
         raise UserError(f"{folder / FILE} describes no model")
     if isinstance(preprocess.tokenizer, PretrainedTokenizer):
         preprocess = replace(preprocess, tokenizer=PretrainedTokenizer(str((folder / TOKENIZER).resolve())))
+    return config, preprocess
+
+
+def read_native(folder: Path, mesh: Mesh) -> tuple[ModelConfig, Any, Preprocess]:
+    """Config, weights (float32, on the mesh) and preprocessing.
+
+    Raises:
+      UserError: a file is missing or is not as it was written, or a newer jmm wrote it.
+    """
+    config, preprocess = describe(folder)
     placed = {name: _placed(tree, mesh) for name, tree in abstract(config).items()}
     try:
         check_manifest(folder)

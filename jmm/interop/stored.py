@@ -154,7 +154,7 @@ def write_file(path: Path, tensors: Mapping[str, Any], dtypes: Mapping[str, np.d
     with path.open("wb") as file:
         file.write(LENGTH.pack(len(text)) + text)
         for name in names:
-            array = np.ascontiguousarray(np.asarray(tensors[name]), types[name])
+            array = np.ascontiguousarray(np.asarray(tensors[name], types[name]))
             file.write(array.reshape(-1).view(np.uint8).data)
         file.flush()
         os.fsync(file.fileno())

@@ -19,7 +19,7 @@ class MultiHeadAttention(nn.Module):
     `rotary_base` turns queries and keys by their positions before they meet. `out_bias` is the bias of the projection
     that joins the heads, where it differs from that of the others (Qwen2 has none there). `scale` is that of the
     logits, 1/√(head width) unless given (T5 has 1); queries start as much smaller as it is larger, so that the softmax
-    starts as flat.
+    starts as flat. `out_features` is the width of the result, where it is not that of `x`.
 
     `cached` is for writing token by token. The first call stores its keys and values in the Linen collection `cache`,
     [B, K, L, D], those of `x` as `key` and `value`, those of a context as `context_key` and `context_value`. In every
@@ -36,6 +36,7 @@ class MultiHeadAttention(nn.Module):
     rotary_base: float | None = None
     dtype: DTypeLike = jnp.float32
     scale: float | None = None
+    out_features: int | None = None
 
     @nn.compact
     def __call__(
@@ -47,7 +48,7 @@ class MultiHeadAttention(nn.Module):
         bias: Float[Array, "#B #H Q K"] | None = None,
         positions: Int[Array, "#B Q"] | None = None,
         cached: bool = False,
-    ) -> Float[Array, "B Q D"]:
+    ) -> Float[Array, "B Q O"]:
         """Raises ValueError for a width that does not divide into the heads, for rotary positions between two
         sequences (they say nothing about each other's places), and for a new token without a position or with a
         mask: it sees every token before it."""
@@ -71,7 +72,7 @@ class MultiHeadAttention(nn.Module):
         else:
             attended = attention(q, k, v, mask=mask, bias=bias, scale=self.scale)
         return nn.DenseGeneral(
-            width,
+            self.out_features or width,
             axis=(-2, -1),
             use_bias=self.use_bias if self.out_bias is None else self.out_bias,
             dtype=self.dtype,

@@ -33,7 +33,7 @@ class RelativePositionBias(nn.Module):
         """
         buckets = relative_buckets(self.num_buckets, self.max_distance, self.bidirectional)
         shape = (self.num_buckets, self.num_heads)
-        table = self.param("table", nn.initializers.normal(0.02), shape, jnp.float32).astype(self.dtype)
+        table = jnp.asarray(self.param("table", nn.initializers.normal(0.02), shape, jnp.float32), self.dtype)
         distance = k_positions[:, None, :] - q_positions[:, :, None]
         index = jnp.clip(distance, -self.max_distance, self.max_distance) + self.max_distance
         return jnp.moveaxis(table[buckets][index], -1, 1)

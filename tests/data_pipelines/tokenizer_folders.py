@@ -110,7 +110,7 @@ def sentence_pieces(file: Path, **options: Any) -> None:
 
 
 def byte_pairs(folder: Path, marks: list[str], lines: list[str], **options: str) -> None:
-    """vocab.json and merges.txt."""
+    """vocab.json and merges.txt; every byte is a token, at the end of a word too."""
     tokenizer = Tokenizer(models.BPE(**options))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     alphabet = pre_tokenizers.ByteLevel.alphabet()
@@ -119,6 +119,10 @@ def byte_pairs(folder: Path, marks: list[str], lines: list[str], **options: str)
     )
     tokenizer.train_from_iterator(lines, trainer)
     tokenizer.model.save(str(folder))
+    vocabulary = json.loads((folder / "vocab.json").read_text())
+    for letter in sorted(alphabet):
+        vocabulary.setdefault(letter + options.get("end_of_word_suffix", ""), len(vocabulary))
+    (folder / "vocab.json").write_text(json.dumps(vocabulary))
 
 
 def word_pieces(folder: Path) -> None:
