@@ -57,7 +57,13 @@ def nucleus(logits: Float[Array, "B V"], probability: float) -> Float[Array, "B 
     """The greatest logits whose tokens together are the fewest to reach a probability, and those equal to the least of
     them; −∞ in place of the others."""
     each = jax.nn.softmax(logits, axis=-1)
-    return _fewest(logits, lambda kept: jnp.where(kept, each, 0).sum(axis=-1, keepdims=True) >= probability)
+
+    def reaches(kept: jax.Array) -> jax.Array:
+        # By what is left out: sums near 1 have fewer digits than the tail of a large vocabulary needs.
+        left_out = jnp.where(kept, 0, each).sum(axis=-1, keepdims=True)
+        return (left_out <= 1 - probability) & kept.any(axis=-1, keepdims=True)
+
+    return _fewest(logits, reaches)
 
 
 def _fewest(logits: jax.Array, enough: Callable[[jax.Array], jax.Array]) -> jax.Array:
@@ -69,7 +75,7 @@ def _fewest(logits: jax.Array, enough: Callable[[jax.Array], jax.Array]) -> jax.
     bits = jax.lax.bitcast_convert_type(logits, jnp.int32)
     order = jnp.where(bits < 0, bits ^ jnp.int32(0x7FFFFFFF), bits)  # integers in the order of the floats
 
-    def halve(_: int, ends: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+    def halve(_: jax.Array, ends: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         low, high = ends
         middle = (low & high) + ((low ^ high) >> 1)  # no overflow
         suffices = enough(order >= middle)

@@ -1,5 +1,6 @@
 """Greedy ids against `generate` of transformers with the same weights, every one perturbed."""
 
+from copy import deepcopy
 from functools import cache
 
 import jax
@@ -10,6 +11,8 @@ import torch
 
 from jmm.generation import Sampling
 from jmm.generation.write import Length, read, write
+from jmm.interop.families import family_of
+from jmm.interop.family import import_family, read_config
 from jmm.parts.transformer import unstack
 from tests.models import test_decoder_parity as decoders
 from tests.models import test_encoder_decoder_parity as encoder_decoders
@@ -18,16 +21,25 @@ LENGTHS = np.array([8, 3, 5, 7, 1, 2, 6, 4])
 NEW = 9
 STOP, PAD = 5, 1
 """97 of 99 ids are drawn for prompts: neither of these."""
-CONTINUED = (
-    *("gpt2", "gpt2 of 3 heads, untied", "opt", "opt-350m of 3 heads", "llama", "llama of 3 heads, tied, biases"),
-    *("qwen2 of 7 heads, tied", "qwen2 of 4 heads"),
-)
-READ = ("bart", "bart of 3 and 5 heads, scaled", "t5", "t5 of 3 heads, few buckets", "t5 v1.1", "mt5 of 3 heads")
+CONTINUED = ("gpt2 of 3 heads, untied", "opt", "opt-350m of 3 heads", "llama", "qwen2 of 7 heads, tied")
+READ = ("bart of 3 and 5 heads, scaled", "t5", "t5 v1.1")
 each_case = pytest.mark.parametrize("case", [*CONTINUED, *READ])
 
 
+@cache
 def reference(case):
-    return (decoders if case in CONTINUED else encoder_decoders).reference(case)
+    """Their model, and ours with its layers one by one. Weights are large enough for rows to say different things."""
+    model = deepcopy((decoders if case in CONTINUED else encoder_decoders).reference(case)[0])
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter += 0.5 * torch.randn_like(parameter)
+    fields = model.config.to_dict()
+    tensors = {name: tensor.detach().numpy() for name, tensor in model.state_dict().items()}
+    config = read_config(family_of(fields), fields, tensors)
+    variables = import_family(family_of(fields), config, tensors)
+    return model, config.build(), unstack(jax.tree.map(jnp.asarray, variables))
 
 
 @cache
@@ -40,7 +52,7 @@ def prompts(case):
 
 @cache
 def theirs(case, stop=None):
-    model, text, mask = reference(case)[0], *map(torch.tensor, prompts(case))
+    (model, *_), (text, mask) = reference(case), map(torch.tensor, prompts(case))
     model.generation_config.forced_eos_token_id = None  # BART's would write it last, whatever the logits
     with torch.no_grad():
         ids = model.generate(
@@ -55,14 +67,8 @@ def theirs(case, stop=None):
     return ids[:, LENGTHS.max() :] if case in CONTINUED else ids[:, 1:]
 
 
-@cache
-def layers(case):
-    _, config, variables = reference(case)
-    return config.build(), unstack(jax.tree.map(jnp.asarray, variables))
-
-
 def ours(case, rows=slice(None), stop_ids=()):
-    module, variables = layers(case)
+    _, module, variables = reference(case)
     text, mask = (jnp.asarray(each[rows]) for each in prompts(case))
     read_prompts = read(module, variables, {"text": text, "text_mask": mask}, NEW)
     length = Length(NEW, stop_ids, PAD)
@@ -74,17 +80,19 @@ def test_same_ids(case):
     written = ours(case)
     np.testing.assert_array_equal(written.ids, theirs(case))
     np.testing.assert_array_equal(written.lengths, NEW)
-    assert len(np.unique(written.ids)) > 8
+    # Neither do all rows say the same, nor every row one word.
+    assert len(np.unique(written.ids, axis=0)) > 3
+    assert (written.ids[:, 1:] != written.ids[:, :-1]).sum() > 5
 
 
-@each_case
+@pytest.mark.parametrize("case", ["opt", "llama", "t5"])
 def test_a_row_is_what_it_is_alone(case):
     together = ours(case).ids
     for row in range(len(LENGTHS)):
         np.testing.assert_array_equal(ours(case, slice(row, row + 1)).ids[0], together[row])
 
 
-@pytest.mark.parametrize("case", ["gpt2", "llama", "t5"])
+@pytest.mark.parametrize("case", ["opt", "llama", "t5"])
 def test_rows_end_at_the_same_token(case):
     free = theirs(case)
     # A token that some rows write early, and others late or never.
