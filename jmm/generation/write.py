@@ -85,7 +85,7 @@ def write(
     apply: Any = module.apply
 
     def append(state: _State, logits: jax.Array) -> _State:
-        token = choose(logits, sampling, jax.random.fold_in(key, state.number)).astype(jnp.int32)
+        token = choose(logits, sampling, jax.random.fold_in(key, state.number))
         ids = state.written.ids.at[:, state.number].set(jnp.where(state.open, token, length.pad_id))
         stops = jnp.isin(token, jnp.array(length.stop_ids, jnp.int32))
         written = Written(ids, state.written.lengths + state.open)

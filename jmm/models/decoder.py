@@ -11,7 +11,7 @@ al. 2024): they differ in positions, norms, biases, feed-forward and head, and i
 Inputs: text int32 [B,L]; text_mask bool [B,L], padding on either side; without it every token is real.
 Outputs: logits [B,L,V], features [B,L,D] (after the final norm); those of padding mean nothing.
 Checked: transformers.GPT2LMHeadModel, OPTForCausalLM, LlamaForCausalLM and Qwen2ForCausalLM, logits, loss and gradients
-(tests/models/test_decoder_parity.py).
+(tests/models/test_decoder_parity.py), and what they write (tests/generation/test_transformers.py).
 """
 
 from dataclasses import dataclass

@@ -141,6 +141,10 @@ class Block(nn.Module):
         return norm(x + drop(sublayer(x)))
 
 
+FIRST = "0"
+"""The first layer's name where layers lie one by one."""
+
+
 class Layers(nn.Module):
     """The blocks of a stack whose parameters lie one by one (`unstack`), in turn."""
 
@@ -201,10 +205,6 @@ class Transformer(nn.Module):
         )
         x, _ = stack(Block(cfg, self.dtype, name="blocks"), x, None)
         return x
-
-
-FIRST = "0"
-"""The first layer's name where layers lie one by one."""
 
 
 def unstack(variables: Variables) -> Variables:

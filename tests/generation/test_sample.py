@@ -74,8 +74,11 @@ def test_tokens_come_as_often_as_they_are_probable(sampling):
 
 
 def test_without_a_temperature_the_most_probable_is_taken():
-    given = jnp.asarray(logits(1000))
-    np.testing.assert_array_equal(choose(given, Sampling(), jax.random.key(0)), given.argmax(-1))
+    given = jnp.asarray(logits(1000)).at[1, 3:9:2].set(100.0).at[2, 999].set(100.0)
+    given = given.at[3].set(jnp.nan)  # a token of the vocabulary even then
+    chosen = choose(given, Sampling(), jax.random.key(0))
+    np.testing.assert_array_equal(chosen, [given[0].argmax(), 3, 999, 999])
+    np.testing.assert_array_equal(choose(given[:, :1], Sampling(), jax.random.key(0)), 0)
 
 
 @pytest.mark.parametrize(
