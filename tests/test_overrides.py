@@ -19,6 +19,8 @@ CHOICES = {
     "model.equal_captions": "positives",
     "model.image.pool": "class",
     "model.image.positions": "sincos",
+    "model.text.mask": "full",
+    "model.text.pool": "last",
 }
 
 
