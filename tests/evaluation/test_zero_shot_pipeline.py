@@ -25,6 +25,7 @@ TOWER = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 3, "i
 LABELS = ["cat", "A Dog it's 5!", "the quick brown fox jumps over the lazy dog", "über naïve", "東京"]
 MODELS = {
     "clip": (CLIPConfig, CLIPModel, CLIPImageProcessorPil(size={"shortest_edge": 27}, crop_size=SIZE), 77),
+    "siglip": (SiglipConfig, SiglipModel, SiglipImageProcessorPil(size=SIZE), 64),
     "siglip_cased": (SiglipConfig, SiglipModel, SiglipImageProcessorPil(size=SIZE), 64),
 }
 """Of each: config, model, image processor, length of texts."""
