@@ -132,13 +132,20 @@ def export_family(
     return export_tensors(family.table(config), variables, names)
 
 
+LOSS_ALONE = {"label_smoothing", "equal_captions"}
+"""Fields of our configs that change no output."""
+
+
 def plain(config: Any) -> Any:
-    """A config without what is a matter of running alone: how the layers are run, and rates of dropout."""
+    """A config without what is a matter of running or training alone: how the layers are run, rates of dropout, and
+    what only the loss reads."""
     if isinstance(config, TransformerConfig):
         config = replace(config, scan=True, remat="none", dropout=0.0)
     if not is_dataclass(config) or isinstance(config, type):
         return config
-    return replace(config, **{each.name: plain(getattr(config, each.name)) for each in fields(config) if each.init})
+    values = {each.name: plain(getattr(config, each.name)) for each in fields(config) if each.init}
+    values |= {each.name: each.default for each in fields(config) if each.name in LOSS_ALONE}
+    return replace(config, **values)
 
 
 def differences(one: Any, other: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:

@@ -39,7 +39,7 @@ def at_resolution(
             )
         if tower.image_size == image_size:
             continue
-        new = replace(tower, image_size=image_size)
+        new = replace(tower, image_size=image_size, crop=False)
         config = _put(config, path, new)
         if tower.positions == "learned":
             place = (*path, "positions", "table")
