@@ -1,7 +1,7 @@
 """A system with its weights, ready to use."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Protocol, runtime_checkable
@@ -62,19 +62,21 @@ class Model:
     def __call__(self, **batch: Any) -> Outputs:
         """The outputs for a batch of any size; fields that the system does not read are left out.
 
+        A few images may come with many texts where the system compares them: the outputs of each, which begin with its
+        name, then have as many rows as it.
+
         Raises:
-          ValueError: none of the fields is one that the system reads.
+          ValueError: none of the fields is one that the system reads; unequal rows of what the system joins.
         """
         inputs = inputs_of(self.module, batch)
         if not inputs:
             raise ValueError(f"{type(self.module).__name__} reads none of {', '.join(batch) or 'no fields'}")
-        rows = len(next(iter(inputs.values())))
+        rows = {name: len(each) for name, each in inputs.items()}
         ways = math.prod(self.mesh.shape[axis] for axis in BATCH_AXES)
-        whole = -(-rows // ways) * ways
-        placed = {name: self._place(np.asarray(each), whole) for name, each in inputs.items()}
+        placed = {name: self._place(np.asarray(each), -(-rows[name] // ways) * ways) for name, each in inputs.items()}
         with on_mesh(self.mesh):
             outputs = self._forward(self.variables, placed)
-        return {name: each[:rows] if each.ndim else each for name, each in outputs.items()}
+        return {name: each[: _rows_of(name, rows)] if each.ndim else each for name, each in outputs.items()}
 
     def outputs(self, batch: Arrays, names: Sequence[str]) -> Arrays:
         """Some of the outputs for many rows, `batch_size` at a time, as NumPy arrays."""
@@ -94,6 +96,15 @@ class Model:
         # Every process holds all rows and gives its devices theirs.
         array = _fill(array, rows)
         return jax.make_array_from_callback(array.shape, batch_sharding(self.mesh), lambda index: array[index])
+
+
+def _rows_of(output: str, rows: Mapping[str, int]) -> int:
+    """The rows of an output: those of the field whose name it begins with, else those that all fields have."""
+    own = rows.get(output.partition("_")[0])
+    if own is None and len(set(rows.values())) > 1:
+        said = ", ".join(f"{count} of {name}" for name, count in rows.items())
+        raise ValueError(f"{output} is of all fields together, and their rows differ: {said}")
+    return next(iter(rows.values())) if own is None else own
 
 
 def _fill(array: np.ndarray, rows: int) -> np.ndarray:
