@@ -13,7 +13,11 @@ from jmm.errors import UserError
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
 
-Resize = Literal["crop", "squash"]
+Resize = Literal["crop", "squash", "none"]
+"""How a picture is brought to a size, see `resize`."""
+
+Resample = Literal["nearest", "lanczos", "bilinear", "bicubic", "box", "hamming"]
+"""Pillow's filters, in the order of their codes."""
 
 
 def read_image(path: Path) -> UInt8[np.ndarray, "H W 3"]:
@@ -54,23 +58,51 @@ def list_images(folder: Path) -> list[Path]:
     return paths
 
 
-def resize(image: UInt8[np.ndarray, "h w C"], size: tuple[int, int], how: Resize) -> UInt8[np.ndarray, "H W C"]:
-    """Resamples (bicubic, filtered) to `size` (height, width).
+def resize(
+    image: UInt8[np.ndarray, "h w C"], size: tuple[int, int], how: Resize | int, resample: Resample = "bicubic"
+) -> UInt8[np.ndarray, "H W C"]:
+    """Resamples to `size` (height, width), filtered where it shrinks.
 
     `crop` keeps the proportions and cuts the middle out, as CLIP does; `squash` keeps the whole picture, as
-    SigLIP does.
+    SigLIP does. A number is the same as `crop` in two steps of whole pixels, as transformers' processors go: the
+    shorter edge is brought to that length, then the middle is cut out, with black around it where it is too small.
+    `none` goes the second step alone.
     """
+    if how == "none":
+        return _middle(image, size)
+    if how == "squash":
+        return _resample(image, size, resample)
     height, width = image.shape[:2]
-    picture = Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image)
     if how == "crop":
         ratio = min(height / size[0], width / size[1])
         # max: rounding may leave a cut of −1e-15
         across, down = max(width - size[1] * ratio, 0) / 2, max(height - size[0] * ratio, 0) / 2
-        box = (across, down, width - across, height - down)
-    else:
-        box = (0, 0, width, height)
-    resized = np.asarray(picture.resize((size[1], size[0]), Image.Resampling.BICUBIC, box=box))
-    return resized.reshape(*size, -1)
+        return _resample(image, size, resample, (across, down, width - across, height - down))
+    longer = int(how * max(height, width) / min(height, width))
+    scaled = (longer, how) if width <= height else (how, longer)
+    return _middle(_resample(image, scaled, resample), size)
+
+
+def _resample(
+    image: UInt8[np.ndarray, "h w C"],
+    size: tuple[int, int],
+    resample: Resample,
+    box: tuple[float, float, float, float] | None = None,
+) -> UInt8[np.ndarray, "H W C"]:
+    picture = Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image)
+    code = Image.Resampling[resample.upper()]
+    return np.asarray(picture.resize((size[1], size[0]), code, box=box)).reshape(*size, -1)
+
+
+def _middle(image: UInt8[np.ndarray, "h w C"], size: tuple[int, int]) -> UInt8[np.ndarray, "H W C"]:
+    """Cut out or put on black; where a border cannot be halved, a cut takes less, black more, above and on the left."""
+    cut, pad = [], []
+    for have, want in zip(image.shape[:2], size, strict=True):
+        start = max(have - want, 0) // 2
+        cut.append(slice(start, start + min(have, want)))
+        before = (max(want - have, 0) + 1) // 2
+        pad.append((before, max(want - have, 0) - before))
+    return np.pad(image[tuple(cut)], (*pad, (0, 0)))
 
 
 def to_channels(image: UInt8[np.ndarray, "H W c"], channels: int) -> UInt8[np.ndarray, "H W C"]:

@@ -1,17 +1,19 @@
 """From pictures and strings to the arrays of a batch. The same for training, evaluation and a user's own files."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
 
-from data_pipelines.images import Resize, resize, to_channels
-from data_pipelines.tokenizer import PAD, ByteTokenizer
+from data_pipelines.images import Resample, Resize, resize, to_channels
+from data_pipelines.tokenizer import ByteTokenizer, Tokenizer
 
 Arrays = dict[str, np.ndarray]
+
+Padding = Literal["masked", "counted", "longest"]
 
 
 @dataclass(frozen=True)
@@ -22,15 +24,23 @@ class Preprocess:
     """Height and width."""
     channels: int = 3
     """1 for grey, 3 for RGB."""
-    resize: Resize = "crop"
-    """Keep the proportions and cut the middle out, or squash the whole picture."""
+    resize: Resize | int = "crop"
+    """crop: keep the proportions and cut the middle out; squash the whole picture; none: cut the middle out as it is; a
+    number: bring the shorter edge to that length first."""
+    resample: Resample = "bicubic"
+    """The filter of the resizing."""
+    scale: float = 1 / 255
+    """What bytes are multiplied by."""
     mean: tuple[float, ...] = (0.5,)
-    """Subtracted from pixels in [0, 1]; one value, or one a channel."""
+    """Subtracted from scaled pixels; one value, or one a channel."""
     std: tuple[float, ...] = (0.5,)
     """What pixels are then divided by."""
     text_length: int = 77
     """Tokens a text, marks of begin and end included."""
-    tokenizer: ByteTokenizer = field(default_factory=ByteTokenizer)
+    padding: Padding = "masked"
+    """A shorter text is padded to `text_length` and its mask leaves the padding out; counted: the mask is true there as
+    well (SigLIP); longest: a list of texts is padded to its longest only, rounded up to a power of two."""
+    tokenizer: Tokenizer = field(default_factory=ByteTokenizer)
     """Strings to ids."""
 
     def fit(self, image: Shaped[np.ndarray, "h w c"]) -> Shaped[np.ndarray, "H W C"]:
@@ -41,22 +51,26 @@ class Preprocess:
         """
         if image.ndim != 3 or image.shape[2] not in (1, 3) or image.dtype != np.uint8:
             raise ValueError(f"a picture must be uint8 [h, w, 1] or [h, w, 3], not {image.dtype} {list(image.shape)}")
-        if image.shape == (*self.image_size, self.channels):
+        if image.shape == (*self.image_size, self.channels) and isinstance(self.resize, str):
             return image
-        return resize(to_channels(image, self.channels), self.image_size, self.resize)
+        return resize(to_channels(image, self.channels), self.image_size, self.resize, self.resample)
+
+    def sized(self, image_size: tuple[int, int]) -> "Preprocess":
+        """The same for images of another size: as much is cut off as before."""
+        ratio = min(image_size) / min(self.image_size)
+        how = self.resize if isinstance(self.resize, str) else round(self.resize * ratio)
+        return replace(self, image_size=image_size, resize=how)
 
     def normalise(self, image: Shaped[np.ndarray, "H W C"]) -> Float[np.ndarray, "H W C"]:
-        """Pixels 0–255 to float32 (x / 255 − mean) / std."""
+        """Pixels 0–255 to float32 (x · scale − mean) / std."""
         mean, std = np.asarray(self.mean, np.float32), np.asarray(self.std, np.float32)
-        return ((image.astype(np.float32) / 255 - mean) / std).astype(np.float32)
+        return ((image.astype(np.float32) / np.float32(1 / self.scale) - mean) / std).astype(np.float32)
 
     @lru_cache(maxsize=1 << 14)  # noqa: B019  a handful of these live as long as the process; captions come back each epoch
     def text(self, text: str) -> tuple[Int[np.ndarray, "L"], Bool[np.ndarray, "L"]]:
-        """Ids padded to `text_length`, and true where a token is real."""
+        """Ids padded to `text_length`, and true where a token is real (`counted`: everywhere)."""
         ids = self.tokenizer.encode(text, self.text_length)
-        padded = np.full(self.text_length, PAD, np.int32)
-        padded[: len(ids)] = ids
-        mask = np.arange(self.text_length) < len(ids)
+        padded, mask = self._padded(ids, self.text_length)
         padded.setflags(write=False)
         mask.setflags(write=False)
         return padded, mask
@@ -86,6 +100,18 @@ class Preprocess:
         if images is not None:
             batch["image"] = np.stack([self.normalise(self.fit(image)) for image in images])
         if texts is not None:
-            ids, masks = zip(*map(self.text, texts), strict=True)
+            rows = self._longest(texts) if self.padding == "longest" else map(self.text, texts)
+            ids, masks = zip(*rows, strict=True)
             batch |= {"text": np.stack(ids), "text_mask": np.stack(masks)}
         return batch
+
+    def _longest(self, texts: Sequence[str]) -> list[tuple[np.ndarray, np.ndarray]]:
+        """A power of two: then few lengths are ever compiled."""
+        rows = [self.tokenizer.encode(text, self.text_length) for text in texts]
+        longest = max(1, *map(len, rows))
+        return [self._padded(ids, min(1 << (longest - 1).bit_length(), self.text_length)) for ids in rows]
+
+    def _padded(self, ids: Sequence[int], length: int) -> tuple[Int[np.ndarray, "L"], Bool[np.ndarray, "L"]]:
+        padded = np.full(length, self.tokenizer.pad_id, np.int32)
+        padded[: len(ids)] = ids
+        return padded, np.full(length, True) if self.padding == "counted" else np.arange(length) < len(ids)

@@ -14,6 +14,11 @@ from jmm.errors import UserError
 if TYPE_CHECKING:
     from jmm.experiment import Experiment
 
+CLIP_HELP = "a workdir of jmm train, or a checkpoint of transformers (config.json and *.safetensors)"
+
+TEMPLATE, TRANSFORMERS_TEMPLATE = "a photo of a {}", "This is a photo of {}."
+"""Captions of a label: ours, and that of transformers' zero-shot pipeline."""
+
 Result = dict[str, Any]
 """What `--json` prints; the field `text` of it is what a person reads instead."""
 
@@ -66,6 +71,13 @@ def make_parser() -> argparse.ArgumentParser:
         help="with a FILE.py: every field that can be set, and its default",
     )
     sub.add_argument("--workdir", type=Path, metavar="DIR", help="where checkpoints, metrics and pictures go")
+    sub.add_argument(
+        "--from",
+        dest="source",
+        type=Path,
+        metavar="MODEL",
+        help="start from the system, preprocessing and weights of a published folder, a workdir or a model of jmm",
+    )
     sub.add_argument("--show-sharding", action="store_true", help="print where every array lies on the mesh, and stop")
     sub.add_argument("--profile", action="store_true", help="record a trace of ten steps in DIR/profile")
     sub.add_argument("--coordinator", metavar="HOST:PORT", help="process 0 of several that train together")
@@ -76,24 +88,51 @@ def make_parser() -> argparse.ArgumentParser:
     sub.add_argument("workdir", type=Path, metavar="DIR", help="a workdir of jmm train")
 
     sub = command("classify", classify, "Say which label fits each picture.")
-    sub.add_argument("workdir", type=Path, metavar="DIR", help="a workdir of jmm train")
+    sub.add_argument("workdir", type=Path, metavar="DIR", help=CLIP_HELP)
     sub.add_argument("images", type=Path, nargs="+", metavar="IMAGE", help="picture files")
     sub.add_argument(
         "--labels", required=True, metavar='"A,B,C"', help="the labels to choose from, separated by commas"
     )
-    sub.add_argument("--template", default="a photo of a {}", help="caption of a label; {} is the label")
+    sub.add_argument("--template", help="caption of a label; {} is the label (default: as the model is used to)")
 
     sub = command("search", search, "Find the pictures that fit a text.")
-    sub.add_argument("workdir", type=Path, metavar="DIR", help="a workdir of jmm train")
+    sub.add_argument("workdir", type=Path, metavar="DIR", help=CLIP_HELP)
     sub.add_argument("query", metavar="TEXT", help="what to look for")
     sub.add_argument(
         "--images", type=Path, required=True, metavar="FOLDER", help="where to look, folders below included"
     )
     sub.add_argument("--count", type=int, default=10, metavar="N", help="how many to show")
 
+    sub = command("convert", convert, "Write a model in another form.")
+    sub.add_argument("source", type=Path, metavar="SRC", help="a workdir, a model of jmm, or a published folder")
+    sub.add_argument("target", type=Path, metavar="DST", help="the new folder; it must not be there")
+    sub.add_argument("--to", required=True, choices=FORMS, help="; ".join(f"{k}: {v}" for k, v in FORMS.items()))
+    sub.add_argument("--average", action="store_true", help="of a workdir, the moving average of the weights")
+    sub.add_argument("--image-size", type=image_size, metavar="HxW", help="interpolate learned positions to this size")
+    sub.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="type of floats in hf (as they are)")
+    sub.add_argument("--allow-pickle", action="store_true", help="read pytorch_model.bin, as weights only")
+
     sub = command("zoo", zoo, "List the systems: paper, inputs, outputs, where each was checked.")
     sub.add_argument("name", nargs="?", metavar="NAME", help="one of them, in full")
     return parser
+
+
+FORMS = {
+    "hf": "what transformers reads with from_pretrained",
+    "jmm": "what jmm.load reads",
+    "stablehlo": "programs for CPU, GPU and TPU that need only jax",
+    "onnx": "for onnxruntime",
+    "savedmodel": "for TensorFlow",
+}
+"""What `jmm convert` writes."""
+
+
+def image_size(text: str) -> tuple[int, int]:
+    """224 or 224x336, height first."""
+    sides = text.lower().split("x")
+    if len(sides) > 2 or not all(side.isdecimal() and int(side) for side in sides):
+        raise argparse.ArgumentTypeError(f"{text!r} is no size; give it as 224 or, height first, 224x336")
+    return int(sides[0]), int(sides[-1])
 
 
 class Parser(argparse.ArgumentParser):
@@ -112,6 +151,10 @@ def train(options: argparse.Namespace, overrides: list[str]) -> Result:
     if overrides and not options.file.exists():
         raise UserError(f"there is no experiment file {options.file}; FILE.py comes before the fields it sets", code=2)
     base = read_experiment_file(options.file)
+    if options.source:
+        from jmm.interop.initial import start_from
+
+        base = start_from(base, options.source)
     if options.help:
         print(train_usage(options))
     experiment = override(base, ["--help"] if options.help else overrides, f"jmm train {options.file}")
@@ -175,12 +218,14 @@ def run_training(experiment: "Experiment", options: argparse.Namespace) -> Resul
 
     from jmm.distributed.processes import is_first
     from jmm.evaluation.report import write_report
+    from jmm.interop.initial import initial_weights
     from jmm.training.checkpoint import hush_late_writes
     from jmm.training.loop import train as run
 
     hush_late_writes()
     console = Console(stderr=True, quiet=options.json or not is_first())
-    outcome = run(experiment, options.workdir, console=console, profile=options.profile)
+    initial = initial_weights(experiment)
+    outcome = run(experiment, options.workdir, console=console, profile=options.profile, initial=initial)
     pictures = write_report(experiment, outcome.model, options.workdir)
     checkpoint = options.workdir / "checkpoints" / str(outcome.step)
     figures = {name: value for name, value in outcome.figures.items() if name.startswith("eval/")}
@@ -239,10 +284,12 @@ def classify(options: argparse.Namespace) -> Result:
     labels = [label.strip() for label in options.labels.split(",") if label.strip()]
     if not labels:
         raise UserError('--labels names no label; give them as --labels "one,two,three"', code=2)
-    if "{}" not in options.template:
-        raise UserError(f"--template needs {{}} where the label goes, not {options.template!r}", code=2)
+    usual = TRANSFORMERS_TEMPLATE if (options.workdir / "config.json").is_file() else TEMPLATE
+    template = usual if options.template is None else options.template
+    if "{}" not in template:
+        raise UserError(f"--template needs {{}} where the label goes, not {template!r}", code=2)
     images = [read_image(path) for path in options.images]
-    probability = run(load_clip(options.workdir), images, labels, [options.template])
+    probability = run(load_clip(options.workdir), images, labels, [template])
     found, lines = [], []
     for path, row in zip(options.images, probability, strict=True):
         order = row.argsort()[::-1]
@@ -269,13 +316,37 @@ def search(options: argparse.Namespace) -> Result:
 
 
 def load_clip(workdir: Path) -> Any:
-    """The model of a workdir, if it embeds images and texts in one space."""
+    """The model of a workdir or checkpoint, if it embeds images and texts in one space."""
     from jmm.protocol import inputs_of
 
     model = jmm.load(workdir)
     if set(inputs_of(model.module, {"image": 0, "text": 0})) != {"image", "text"}:
         raise UserError(f"{workdir} holds a {type(model.module).__name__}, which does not compare images with texts")
     return model
+
+
+def convert(options: argparse.Namespace) -> Result:
+    """jmm convert SRC DST --to hf|jmm|stablehlo|onnx|savedmodel"""
+    import jax
+
+    from jmm.distributed.mesh import MeshShape
+    from jmm.interop.convert import check_target
+    from jmm.training.workdir import EXPERIMENT_FILE
+
+    if options.dtype and options.to != "hf":
+        raise UserError(f"--dtype is for --to hf; {options.to} has the types of jmm", code=2)
+    check_target(options.target)
+    average = options.average if (options.source / EXPERIMENT_FILE).exists() else options.average or None
+    # Cut over all devices, so that what fits on none of them alone can be converted.
+    mesh = MeshShape(data=1, fsdp=len(jax.devices()))
+    model = jmm.load(
+        options.source, mesh=mesh, image_size=options.image_size, average=average, allow_pickle=options.allow_pickle
+    )
+    jmm.save(model, options.target, options.to, **({"dtype": options.dtype} if options.dtype else {}))
+    files = {path.name: path.stat().st_size for path in sorted(options.target.rglob("*")) if path.is_file()}
+    lines = [f"{'system':<28}{type(model.config).__module__}", f"{'written':<28}{options.target}"]
+    lines += [f"  {name:<26}{size:,} bytes" for name, size in files.items()]
+    return {"text": "\n".join(lines), "target": str(options.target), "to": options.to, "files": files}
 
 
 def zoo(options: argparse.Namespace) -> Result:

@@ -92,6 +92,8 @@ class Experiment:
     """Optimizer steps."""
     batch_size: int
     """Examples a step, over all devices and processes."""
+    initial: str = ""
+    """A folder whose weights training starts from: a published one, a workdir, a model of jmm; empty: random ones."""
     seed: int = 0
     """Of the initial weights, the order of the data, augmentation and dropout."""
     optimizer: Optimizer = field(default_factory=Optimizer)

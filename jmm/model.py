@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import flax.linen as nn
 import jax
@@ -15,6 +15,15 @@ from data_pipelines.preprocess import Arrays, Preprocess
 from jmm.distributed.mesh import BATCH_AXES
 from jmm.distributed.sharding import batch_sharding, on_mesh, replicated
 from jmm.protocol import ModelConfig, Outputs, Variables, forward, inputs_of
+
+
+@runtime_checkable
+class Origin(Protocol):
+    """Where weights were read from, so that they can be written back as they were there."""
+
+    def changed(self) -> "Origin":
+        """The same for other weights."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -37,6 +46,8 @@ class Model:
     """Where it runs."""
     batch_size: int = 64
     """Rows at a time in `outputs`."""
+    origin: Origin | None = None
+    """The published folder that it was read from; None for a model of ours."""
     _forward: Any = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
@@ -46,7 +57,7 @@ class Model:
 
     def with_variables(self, variables: Variables) -> "Model":
         """The same with other weights; nothing is compiled again."""
-        return replace(self, variables=variables)
+        return replace(self, variables=variables, origin=self.origin.changed() if self.origin else None)
 
     def __call__(self, **batch: Any) -> Outputs:
         """The outputs for a batch of any size; fields that the system does not read are left out.

@@ -65,3 +65,13 @@ def forward(
     """The outputs of a system for those fields of a batch that it reads."""
     call: Any = module.apply
     return call(variables, **inputs_of(module, batch), train=train, rngs=rngs)
+
+
+def training_forward(
+    module: nn.Module, variables: Variables, batch: Mapping[str, Any], rngs: dict[str, jax.Array]
+) -> tuple[Outputs, Variables]:
+    """The outputs in training, and the new values of what the module itself moves (running statistics); the latter
+    are a loss's `updates`."""
+    moving = [name for name in variables if name not in ("params", "average")]
+    apply: Any = module.apply
+    return apply(variables, **inputs_of(module, batch), train=True, rngs=rngs, mutable=moving)

@@ -64,10 +64,14 @@ def class_embeddings(model: Model, labels: Sequence[str], templates: Sequence[st
 def classify(
     model: Model, images: Sequence[np.ndarray], labels: Sequence[str], templates: Sequence[str]
 ) -> Float[np.ndarray, "B C"]:
-    """The probability of each label for each picture, by the model's own temperature."""
+    """The probability of each label for each picture, by the model's own temperature: a softmax over the labels, or,
+    of a model that learnt with a sigmoid (Zhai et al. 2023), that of each label for itself."""
     batch = model.preprocess(images=images)
     image = model.outputs(batch, ["image_embedding"])["image_embedding"]
-    scale = float(model(image=batch["image"][:1])["logit_scale"])
-    logits = scale * image @ class_embeddings(model, labels, templates).T
+    learnt = model(image=batch["image"][:1])
+    logits = float(learnt["logit_scale"]) * image @ class_embeddings(model, labels, templates).T
+    if "logit_bias" in learnt:
+        # tanh does not overflow
+        return 0.5 + 0.5 * np.tanh((logits + float(learnt["logit_bias"])) / 2)
     odds = np.exp(logits - logits.max(axis=1, keepdims=True))
     return odds / odds.sum(axis=1, keepdims=True)

@@ -4,10 +4,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from jmm.errors import UserError
-from jmm.interop import decoder
+from jmm.interop import decoder, encoder
 from jmm.interop.family import Family, write_config
 
-FAMILIES = {family.model_type: family for family in decoder.FAMILIES}
+MODULES = (decoder, encoder)
+
+FAMILIES = {family.model_type: family for module in MODULES for family in module.FAMILIES}
 """By the `model_type` of their config.json."""
 
 

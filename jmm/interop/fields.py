@@ -29,6 +29,8 @@ class Fields:
 
     values: Mapping[str, Any]
     """The parsed file."""
+    file: str = "config.json"
+    """Its name."""
 
     def get(self, name: str, default: Any = None) -> Any:
         """The value as it stands."""
@@ -39,16 +41,16 @@ class Fields:
         """A positive whole number; without a default the field must be there."""
         value = self.get(name, default)
         if value is None:
-            raise UserError(f"config.json lacks {name}, a positive whole number")
+            raise UserError(f"{self.file} lacks {name}, a positive whole number")
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise UserError(f"{name} in config.json is {value!r}; it must be a positive whole number")
+            raise UserError(f"{name} in {self.file} is {value!r}; it must be a positive whole number")
         return value
 
     def number(self, name: str, default: float) -> float:
         """A positive number."""
         value = self.get(name, default)
         if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
-            raise UserError(f"{name} in config.json is {value!r}; it must be a positive number")
+            raise UserError(f"{name} in {self.file} is {value!r}; it must be a positive number")
         return float(value)
 
     def sides(self, name: str, default: int) -> tuple[int, int]:
@@ -56,37 +58,37 @@ class Fields:
         value = self.get(name, default)
         sides = tuple(value) if isinstance(value, tuple | list) else (value, value)
         if len(sides) != 2 or any(type(side) is not int or side < 1 for side in sides):
-            raise UserError(f"{name} in config.json is {value!r}; it must be a positive whole number or two of them")
+            raise UserError(f"{name} in {self.file} is {value!r}; it must be a positive whole number or two of them")
         return sides[0], sides[1]
 
     def side(self, name: str, default: int) -> int:
         """The side of a square: a positive whole number, or two that are equal."""
         height, width = self.sides(name, default)
         if height != width:
-            raise UserError(f"{name} in config.json is {self.get(name)!r}, which is not supported; a square is")
+            raise UserError(f"{name} in {self.file} is {self.get(name)!r}, which is not supported; a square is")
         return height
 
     def flag(self, name: str, default: bool) -> bool:
         """True or false."""
         value = self.get(name, default)
         if not isinstance(value, bool):
-            raise UserError(f"{name} in config.json is {value!r}; it must be true or false")
+            raise UserError(f"{name} in {self.file} is {value!r}; it must be true or false")
         return value
 
     def activation(self, name: str, default: str) -> Activation:
         """An activation, by our name."""
         value = self.get(name, default)
         if not isinstance(value, str) or value not in ACTIVATIONS:
-            raise UserError(f"{name} in config.json is {value!r}, which is not supported; {', '.join(ACTIVATIONS)} are")
+            raise UserError(f"{name} in {self.file} is {value!r}, which is not supported; {', '.join(ACTIVATIONS)} are")
         return ACTIVATIONS[value]
 
     def only(self, name: str, supported: Any) -> None:
         """Refuses everything but one value, which is also the default."""
         value = self.get(name, supported)
         if value != supported:
-            raise UserError(f"{name} in config.json is {value!r}, which is not supported; {supported!r} is")
+            raise UserError(f"{name} in {self.file} is {value!r}, which is not supported; {supported!r} is")
 
     def divides(self, part: str, parts: int, whole: str, size: int) -> None:
         """Refuses a number of parts into which a size cannot be cut."""
         if size % parts:
-            raise UserError(f"{part} in config.json is {parts}, which does not divide {whole} {size}")
+            raise UserError(f"{part} in {self.file} is {parts}, which does not divide {whole} {size}")

@@ -1,6 +1,7 @@
 """From a folder on disk to a model ready to use."""
 
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,41 +9,110 @@ import jax
 import orbax.checkpoint as ocp
 from jax.sharding import Mesh
 
-from jmm.distributed.mesh import make_mesh
+from data_pipelines.checkpoint import preprocessor_of
+from data_pipelines.preprocess import Preprocess
+from jmm.distributed.mesh import MeshShape, make_mesh
 from jmm.distributed.sharding import tree_shardings
 from jmm.errors import UserError
-from jmm.experiment import MeshShape
+from jmm.interop import native
+from jmm.interop.convert import save
+from jmm.interop.folder import CONFIG, read_folder, read_variables
+from jmm.interop.resolution import at_resolution
 from jmm.model import Model
+from jmm.protocol import ModelConfig, Variables
 from jmm.training.checkpoint import check_manifest, reason, restore_items
 from jmm.training.optimizer import make_optimizer, merge, split
 from jmm.training.state import abstract_state
 from jmm.training.step import compute_dtype
-from jmm.training.workdir import read_experiment
+from jmm.training.workdir import EXPERIMENT_FILE, read_experiment
 
-__all__ = ["Model", "load", "load_step"]
+__all__ = ["Model", "load", "load_step", "save"]
 
 
-def load(path: str | Path) -> Model:
-    """The model of a workdir, from its newest whole checkpoint, with the moving average of the weights if one is
-    kept, on all devices of this process.
+def load(
+    path: str | Path,
+    *,
+    mesh: MeshShape | Mesh | None = None,
+    image_size: tuple[int, int] | None = None,
+    average: bool | None = None,
+    allow_pickle: bool = False,
+) -> Model:
+    """A model from disk, on the devices of a mesh: a workdir's newest whole checkpoint, a model that `save` wrote in
+    jmm's own form, or a published folder (config.json and *.safetensors).
+
+    Args:
+      path: the folder.
+      mesh: where the weights go; None: a copy on every device of this process.
+      image_size: height and width of images, if others than the model's: learned positions are interpolated.
+      average: of a workdir, whether to take the moving average of the weights; None: if one is kept.
+      allow_pickle: of a published folder, whether to read pytorch_model.bin, as weights only, where there is no
+        *.safetensors.
 
     Raises:
-      UserError: no workdir, no checkpoint in it, or none that can be read.
+      UserError: it is none of these, or cannot be read, with the reason.
     """
-    return load_step(Path(path))[0]
+    folder = Path(path)
+    placed = mesh if isinstance(mesh, Mesh) else make_mesh(mesh or MeshShape())
+    if average is not None and not (folder / EXPERIMENT_FILE).exists():
+        raise UserError(f"{folder} is no workdir of jmm; only those keep a moving average")
+    if (folder / EXPERIMENT_FILE).exists():
+        model = load_step(folder, placed, average)[0]
+    elif (folder / native.FILE).exists():
+        config, variables, preprocess = native.read_native(folder, placed)
+        model = _model(config, variables, preprocess, placed)
+    elif (folder / CONFIG).exists():
+        model = _published(folder, placed, allow_pickle)
+    elif not folder.is_dir():
+        raise UserError(f"there is no folder {folder}")
+    else:
+        raise UserError(
+            f"{folder} holds no model: no {EXPERIMENT_FILE} (a workdir), no {native.FILE} (a model of jmm), "
+            f"no {CONFIG} (a published one)"
+        )
+    return model if image_size is None else _at_resolution(model, image_size)
 
 
-def load_step(workdir: Path) -> tuple[Model, int]:
-    """`load`, and the step of the checkpoint."""
+def describe(folder: Path) -> tuple[ModelConfig, Preprocess]:
+    """The config and the preprocessing of what `load` takes, without its weights.
+
+    Raises:
+      UserError: as of `load`.
+    """
+    if (folder / EXPERIMENT_FILE).exists():
+        experiment = read_experiment(folder)
+        return experiment.model, experiment.data.preprocessor()
+    if (folder / native.FILE).exists():
+        return native.describe(folder)
+    if not (folder / CONFIG).exists():
+        raise UserError(f"{folder} holds no model: no {EXPERIMENT_FILE}, no {native.FILE}, no {CONFIG}")
+    return read_folder(folder)[0].config, preprocessor_of(folder)
+
+
+def _published(folder: Path, mesh: Mesh, allow_pickle: bool) -> Model:
+    origin, tensors = read_folder(folder, allow_pickle)
+    variables = read_variables(origin, tensors, mesh)
+    return replace(_model(origin.config, variables, preprocessor_of(folder), mesh), origin=origin)
+
+
+def _model(config: ModelConfig, variables: Variables, preprocess: Preprocess, mesh: Mesh) -> Model:
+    return Model(config, config.build(compute_dtype("auto")), variables, preprocess, mesh)
+
+
+def load_step(workdir: Path, mesh: Mesh | None = None, average: bool | None = None) -> tuple[Model, int]:
+    """A workdir's model, and the step of its checkpoint. Arguments and errors as of `load`."""
     experiment = read_experiment(workdir)
     folder = workdir.absolute() / "checkpoints"
     if not folder.is_dir():
         raise UserError(f"{workdir} holds no checkpoint yet; train it with jmm train")
-    mesh = make_mesh(MeshShape())
+    if average and experiment.optimizer.average is None:
+        raise UserError(f"{workdir} keeps no moving average of the weights; it was trained without optimizer.average")
+    mesh = mesh or make_mesh(MeshShape())
     module = experiment.model.build(compute_dtype(experiment.precision))
     tx = make_optimizer(experiment.optimizer, experiment.steps)
     state, _ = abstract_state(experiment, module, tx, mesh)
-    kept = {"params": state.params, "collections": state.collections, "average": state.average}
+    kept = {"params": state.params, "collections": state.collections}
+    if average is not False:
+        kept["average"] = state.average
     abstract = {name: _placed(tree, mesh) for name, tree in kept.items() if tree}
     with ocp.CheckpointManager(folder, options=ocp.CheckpointManagerOptions(read_only=True)) as manager:
         found, step = _newest(manager, folder, abstract)
@@ -51,6 +121,13 @@ def load_step(workdir: Path) -> tuple[Model, int]:
         params = merge(found["average"], split(params, experiment.optimizer.freeze)[1])
     variables = {"params": params, **found.get("collections", {})}
     return Model(experiment.model, module, variables, experiment.data.preprocessor(), mesh), step
+
+
+def _at_resolution(model: Model, image_size: tuple[int, int]) -> Model:
+    config, variables = at_resolution(model.config, model.variables, image_size)
+    placed = jax.device_put(variables, {name: tree_shardings(tree, model.mesh) for name, tree in variables.items()})
+    fitted = replace(_model(config, placed, model.preprocess.sized(image_size), model.mesh))
+    return replace(fitted, origin=model.origin)
 
 
 def _newest(manager: ocp.CheckpointManager, folder: Path, abstract: dict[str, Any]) -> tuple[dict[str, Any], int]:

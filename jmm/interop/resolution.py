@@ -28,16 +28,18 @@ def at_resolution(
     Raises:
       UserError: patches do not divide the size, or the config has no such tower.
     """
-    towers = dict(_towers(config))
-    if not towers:
+    found = dict(towers(config))
+    if not found:
         raise UserError("the model has no vision transformer whose positions could be interpolated")
     params = variables["params"]
-    for path, tower in towers.items():
+    for path, tower in found.items():
+        if tower.image_size == image_size:
+            continue
         if any(side < 1 or side % tower.patch_size for side in image_size):
             raise UserError(
                 f"images of {image_size[0]}×{image_size[1]} do not divide into patches of {tower.patch_size} pixels"
             )
-        new = replace(tower, image_size=image_size, crop=False)
+        new = replace(tower, image_size=image_size)
         config = _put(config, path, new)
         if tower.positions == "learned":
             place = (*path, "positions", "table")
@@ -47,13 +49,13 @@ def at_resolution(
     return config, {**variables, "params": params}
 
 
-def _towers(config: Any, path: Path = ()) -> Iterator[tuple[Path, ImageTower]]:
+def towers(config: Any, path: Path = ()) -> Iterator[tuple[Path, ImageTower]]:
     """Every tower in a config, and where; a tower's parameters stand under the same names."""
     if isinstance(config, ImageTower):
         yield path, config
     elif is_dataclass(config):
         for field in fields(config):
-            yield from _towers(getattr(config, field.name), (*path, field.name))
+            yield from towers(getattr(config, field.name), (*path, field.name))
 
 
 def _get(tree: Any, path: Path) -> Any:

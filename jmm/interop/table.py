@@ -13,6 +13,7 @@ from functools import cached_property
 from itertools import groupby
 from typing import Any, Literal
 
+import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
@@ -223,12 +224,27 @@ class Outgoing:
         return np.dtype(self.parts[0][2].dtype)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        arrays = [
-            to_theirs(np.asarray(array if layer is None else array[layer]), row.layout)
-            for row, layer, array in self.parts
-        ]
+        # In their type before their order: a copy of the narrower is the smaller one.
+        arrays = [to_theirs(fetch(array, layer, dtype), row.layout) for row, layer, array in self.parts]
         whole = arrays[0] if len(arrays) == 1 else np.concatenate(arrays, axis=self.parts[0][0].axis)
-        return np.ascontiguousarray(whole, dtype).reshape(self.shape)
+        return np.ascontiguousarray(whole).reshape(self.shape)
+
+
+def fetch(array: Any, layer: int | None, dtype: Any = None) -> np.ndarray:
+    """One of our arrays, or one layer of a stack, in host memory.
+
+    It is put together from the parts that lie on the devices: indexing the whole would first give every device a copy
+    of the layer, and an array on devices keeps the copy on the host that is made of it as a whole.
+    """
+    if not isinstance(array, jax.Array):
+        return np.asarray(array if layer is None else array[layer], dtype)
+    shape = array.shape if layer is None else array.shape[1:]
+    found = np.empty(shape, array.dtype if dtype is None else dtype)
+    for shard in array.addressable_shards:
+        if shard.replica_id == 0:
+            held = shard.data.copy() if layer is None else shard.data[layer]
+            found[shard.index if layer is None else shard.index[1:]] = np.asarray(held)
+    return found
 
 
 def plan_export(table: Sequence[Row], variables: Any, names: Iterable[str] | None = None) -> dict[str, Outgoing]:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from jmm.kernels.core import Operands, Problem
 from jmm.kernels.masks import Causal, First
-from jmm.kernels.placement import Target, free_axes, warn_once
+from jmm.kernels.placement import ANY, Target, free_axes, warn_once
 
 Implementation = Literal["reference", "chunked", "pallas_tpu", "pallas_gpu", "cudnn"]
 
@@ -31,6 +31,8 @@ def choose(at: Target, problem: Problem, operands: Operands, forced: str | None)
         if why := obstacle(name, at, problem, operands):
             raise ValueError(f"{name} cannot do this: {why}")
         return name
+    if at.platform == ANY:
+        return "reference"  # the one that cuts no length into blocks, so that lengths may be symbols
     pairs = operands.q.shape[2] * operands.k.shape[2]
     plain: Implementation = "chunked" if pairs >= CHUNKED_FROM.get(at.platform, CHUNKED_FROM["tpu"]) else "reference"
     kernels: dict[str, tuple[Implementation, ...]] = {"tpu": ("pallas_tpu",), "gpu": ("cudnn", "pallas_gpu")}

@@ -20,6 +20,9 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Bool, Int, Shaped
 
+Size = int | Any
+"""How many rows or tokens there are: an int, or a symbol while a program is exported that takes any number."""
+
 Labels = tuple[Int[Array, "_ _"], ...]
 """Label vectors of one side, each [1 or B, L]."""
 
@@ -46,11 +49,11 @@ class Mask(abc.ABC):
     def sees(self, q: Side, k: Side) -> Any:
         """The comparison, made of <, ≤, ==, &, | and − alone; it takes each of its labels exactly once."""
 
-    def labels(self, q_length: int, k_length: int) -> tuple[Labels, Labels]:
+    def labels(self, q_length: Size, k_length: Size) -> tuple[Labels, Labels]:
         """The labels of the queries, each [1 or B, Q], and of the keys, each [1 or B, K], in the order of `sees`."""
         return (), ()
 
-    def check(self, batch: int, q_length: int, k_length: int) -> None:
+    def check(self, batch: Size, q_length: Size, k_length: Size) -> None:
         """Raises ValueError if the labels are not as many as the tokens."""
         for name, side, length in zip(("queries", "keys"), self._sizes(), (q_length, k_length), strict=True):
             for rows, tokens in side:
@@ -60,11 +63,11 @@ class Mask(abc.ABC):
                         f"but there are {name} of shape {(batch, length)}"
                     )
 
-    def _sizes(self) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
+    def _sizes(self) -> tuple[list[tuple[Size, Size]], list[tuple[Size, Size]]]:
         """Shapes of the labels that the user gave, of queries and of keys."""
         return [], []
 
-    def dense(self, q_length: int, k_length: int) -> Bool[Array, "#B Q K"]:
+    def dense(self, q_length: Size, k_length: Size) -> Bool[Array, "#B Q K"]:
         """The whole [B or 1, Q, K] array, for the reference attention and for tests."""
         q_labels, k_labels = self.labels(q_length, k_length)
         return self.block(jnp.arange(q_length), jnp.arange(k_length), q_labels, k_labels)
@@ -90,11 +93,11 @@ class _Pair(Mask):
     left: Any
     right: Any
 
-    def labels(self, q_length: int, k_length: int) -> tuple[Labels, Labels]:
+    def labels(self, q_length: Size, k_length: Size) -> tuple[Labels, Labels]:
         left, right = self.left.labels(q_length, k_length), self.right.labels(q_length, k_length)
         return left[0] + right[0], left[1] + right[1]
 
-    def check(self, batch: int, q_length: int, k_length: int) -> None:
+    def check(self, batch: Size, q_length: Size, k_length: Size) -> None:
         self.left.check(batch, q_length, k_length)
         self.right.check(batch, q_length, k_length)
 
@@ -127,7 +130,7 @@ class Causal(Mask):
 class First(Mask):
     """k < count: the first keys, one number for all rows."""
 
-    count: int = struct.field(pytree_node=False)
+    count: Size = struct.field(pytree_node=False)
 
     def sees(self, q: Side, k: Side) -> Any:
         return k.position < self.count
@@ -139,11 +142,11 @@ class FirstOfRow(Mask):
 
     count: Any
 
-    def labels(self, q_length: int, k_length: int) -> tuple[Labels, Labels]:
+    def labels(self, q_length: Size, k_length: Size) -> tuple[Labels, Labels]:
         count = jnp.atleast_1d(jnp.asarray(self.count, jnp.int32))
         return (jnp.broadcast_to(count[:, None], (count.shape[0], q_length)),), ()
 
-    def check(self, batch: int, q_length: int, k_length: int) -> None:
+    def check(self, batch: Size, q_length: Size, k_length: Size) -> None:
         rows = jnp.shape(self.count)
         if rows not in ((), (1,), (batch,)):
             raise ValueError(f"the mask prefix has lengths of shape {rows}, but there are {batch} rows: ({batch},)")
@@ -159,10 +162,10 @@ class Segments(Mask):
     q_ids: Any
     k_ids: Any
 
-    def labels(self, q_length: int, k_length: int) -> tuple[Labels, Labels]:
+    def labels(self, q_length: Size, k_length: Size) -> tuple[Labels, Labels]:
         return (_int32(self.q_ids),), (_int32(self.k_ids),)
 
-    def _sizes(self) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
+    def _sizes(self) -> tuple[list[tuple[Size, Size]], list[tuple[Size, Size]]]:
         return [self.q_ids.shape], [self.k_ids.shape]
 
     def sees(self, q: Side, k: Side) -> Any:
@@ -180,12 +183,12 @@ class Media(Mask):
     q_media: Any
     k_media: Any
 
-    def labels(self, q_length: int, k_length: int) -> tuple[Labels, Labels]:
+    def labels(self, q_length: Size, k_length: Size) -> tuple[Labels, Labels]:
         # No image is another number for keys, behind all images, so that labels in order stay in order.
         none = jnp.iinfo(jnp.int32).max
         return (_int32(self.q_media),), (jnp.where(self.k_media > 0, _int32(self.k_media), none),)
 
-    def _sizes(self) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
+    def _sizes(self) -> tuple[list[tuple[Size, Size]], list[tuple[Size, Size]]]:
         return [self.q_media.shape], [self.k_media.shape]
 
     def sees(self, q: Side, k: Side) -> Any:
@@ -208,10 +211,10 @@ class Valid(Mask):
 
     mask: Any
 
-    def labels(self, q_length: int, k_length: int) -> tuple[Labels, Labels]:
+    def labels(self, q_length: Size, k_length: Size) -> tuple[Labels, Labels]:
         return (), (_int32(self.mask),)
 
-    def _sizes(self) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
+    def _sizes(self) -> tuple[list[tuple[Size, Size]], list[tuple[Size, Size]]]:
         return [], [self.mask.shape]
 
     def sees(self, q: Side, k: Side) -> Any:

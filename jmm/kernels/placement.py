@@ -7,21 +7,25 @@ and its part of the sequence explicitly (`jax.shard_map`), by the logical names 
 import functools
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
-from jax.sharding import AxisType, PartitionSpec
+from jax.sharding import AbstractDevice, AbstractMesh, AxisType, PartitionSpec
 
 from jmm.kernels.masks import Labels
+
+ANY = "any"
+"""The platform of a program that runs on every one."""
 
 
 class Target(NamedTuple):
     """The device that a computation is traced for."""
 
     platform: str
-    """cpu, tpu or gpu."""
+    """cpu, tpu or gpu; `ANY` where one program is traced for all of them."""
     kind: str
     """As the maker calls it: `TPU v5 lite`, `NVIDIA H100 80GB HBM3`."""
 
@@ -36,6 +40,15 @@ def target() -> Target:
         device = jax.devices()[0]
     platform = {"cuda": "gpu", "rocm": "gpu"}.get(device.platform, device.platform)
     return Target(platform, device.device_kind)
+
+
+@contextmanager
+def for_any_platform() -> Iterator[None]:
+    """What is traced inside is plain JAX, which lowers for every platform, whatever device is here. Sizes may be
+    symbols."""
+    device = AbstractDevice(ANY, None, ANY)
+    with jax.sharding.use_abstract_mesh(AbstractMesh((1,), ("data",), (AxisType.Auto,), abstract_device=device)):
+        yield
 
 
 @functools.cache

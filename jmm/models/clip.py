@@ -5,6 +5,10 @@
     text [B,L] ─► embed + positions ─► causal encoder ─► end of text ─► projection ─► unit vector ──┘
                                                                              text_embedding [B,E]
 
+The image tower may be a residual network instead (section 2.4), whose attention pool makes the embedding:
+
+    image [B,H,W,C] ─► ResNet ─► grid [B,H/32,W/32,32·width] ─► attention pool ─► unit vector ─── image_embedding [B,E]
+
 With `objective="sigmoid"` the same two towers learn by the loss of SigLIP (Zhai et al. 2023, Sigmoid Loss for Language
 Image Pre-Training). Its published models differ also in what is pooled: a probe attends to the image, unprojected, and
 the text is read in both directions up to its last position.
@@ -13,7 +17,8 @@ Inputs: image float32 [B,H,W,C]; text int32 [B,L], text_mask bool [B,L]; one of 
 Outputs: image_embedding, text_embedding [B,E] (unit length), image_features [B,N,D], text_features [B,L,D],
 logit_scale.
 Checked: transformers.CLIPModel and SiglipModel, outputs, loss and gradients (tests/models/test_clip_parity.py,
-test_siglip_parity.py).
+test_siglip_parity.py); open_clip's CLIP with a residual network, stage by stage, loss and gradients
+(tests/models/test_clip_resnet.py).
 """
 
 import math
@@ -31,11 +36,39 @@ from jmm.models.vit import ImageEncoder, ImageTower
 from jmm.objectives.contrastive import caption_ids, sigmoid_contrastive, softmax_contrastive
 from jmm.parts.pooling import last_token
 from jmm.parts.positions import LearnedPositions
+from jmm.parts.resnet import AttentionPool2D, ModifiedResNet
 from jmm.parts.transformer import Transformer, TransformerConfig
-from jmm.protocol import Batch, Loss, Outputs, Variables, forward
+from jmm.protocol import Batch, Loss, Outputs, Variables, training_forward
 
 MAX_LOGIT_SCALE = math.log(100)
 """Section 2.5: the temperature is kept from scaling the logits by more than 100."""
+
+END_OF_TEXT = 49_407
+"""Id of the end of a text in the paper's vocabulary."""
+
+RESNET_STRIDE = 32
+"""Pixels to one place of the residual network's grid."""
+
+
+@dataclass(frozen=True)
+class ResNetTower:
+    """The encoder of images as a residual network with attention pooling."""
+
+    layers: tuple[int, int, int, int] = (3, 4, 6, 3)
+    """Blocks of each stage."""
+    width: int = 64
+    """Channels after the stem; the grid has 32 times as many."""
+    num_heads: int = 32
+    """Heads of the attention pool."""
+    image_size: tuple[int, int] = (224, 224)
+    """Height and width of the images the positions are learned for; others are interpolated."""
+    channels: int = 3
+    """Channels of the images."""
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns that are pooled."""
+        return self.image_size[0] // RESNET_STRIDE, self.image_size[1] // RESNET_STRIDE
 
 
 @dataclass(frozen=True)
@@ -62,7 +95,7 @@ class TextTower:
 class Config:
     """Two towers and the space they share."""
 
-    image: ImageTower
+    image: ImageTower | ResNetTower
     """The image encoder."""
     text: TextTower
     """The text encoder."""
@@ -91,14 +124,34 @@ class Config:
 
     def loss(self, module: nn.Module, variables: Variables, batch: Batch, rngs: dict[str, jax.Array]) -> Loss:
         """The contrastive loss over the whole batch, across all devices."""
-        out = forward(module, variables, batch, train=True, rngs=rngs)
+        out, updates = training_forward(module, variables, batch, rngs)
         image, text, scale = out["image_embedding"], out["text_embedding"], out["logit_scale"]
         labels = caption_ids(batch["text"]) if self.equal_captions == "positives" else None
         if self.objective == "softmax":
             value = softmax_contrastive(image, text, scale, labels=labels)
         else:
             value = sigmoid_contrastive(image, text, scale, out["logit_bias"], labels=labels)
-        return Loss(value, {"loss": value, "logit_scale": scale}, {})
+        return Loss(value, {"loss": value, "logit_scale": scale}, updates)
+
+
+class ResNetEncoder(nn.Module):
+    """image [B,H,W,C] → every place of the grid [B,N,D] and the pooled vector [B,E], in the shared space."""
+
+    config: ResNetTower
+    embed_dim: int
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, image: Float[Array, "B H W C"], train: bool = False
+    ) -> tuple[Float[Array, "B N D"], Float[Array, "B E"]]:
+        """Raises ValueError for an image whose sides do not divide by 32."""
+        cfg, (height, width) = self.config, image.shape[1:3]
+        if height % RESNET_STRIDE or width % RESNET_STRIDE:
+            raise ValueError(f"an image of {height}×{width} does not divide by {RESNET_STRIDE}")
+        x = ModifiedResNet(cfg.layers, cfg.width, self.dtype, name="trunk")(image, train)
+        pool = AttentionPool2D(cfg.num_heads, self.embed_dim, cfg.grid, self.dtype, name="pool")
+        return x.reshape(x.shape[0], -1, x.shape[-1]), pool(x)
 
 
 class TextEncoder(nn.Module):
@@ -162,6 +215,8 @@ class CLIP(nn.Module):
         self, image: Float[Array, "B H W C"], train: bool
     ) -> tuple[Float[Array, "B N D"], Float[Array, "B E"]]:
         cfg = self.config
+        if isinstance(cfg.image, ResNetTower):
+            return ResNetEncoder(cfg.image, cfg.embed_dim, self.dtype, name="image")(image, train)
         features, pooled = ImageEncoder(cfg.image, self.dtype, name="image")(image, train)
         if cfg.image_projection:
             return features, self._project(pooled, "image_projection")
@@ -188,10 +243,10 @@ class CLIP(nn.Module):
         return {"logit_scale": jnp.exp(log_scale), "logit_bias": bias}
 
 
-def clip_vit(vision: ImageTower, width: int, embed_dim: int) -> Config:
+def clip_vit(vision: ImageTower | ResNetTower, width: int, embed_dim: int) -> Config:
     """A CLIP with one of the paper's text encoders: 12 layers, 64-wide heads, quick-GELU."""
     encoder = TransformerConfig(width, 12, width // 64, 4 * width, activation="quick_gelu", norm_eps=1e-5)
-    return Config(vision, TextTower(encoder, end_token=49_407), embed_dim)
+    return Config(vision, TextTower(encoder, end_token=END_OF_TEXT), embed_dim)
 
 
 def vision_tower(width: int, depth: int, num_heads: int, patch_size: int, image_size: int = 224) -> ImageTower:
@@ -229,8 +284,23 @@ def siglip_base(image_size: int = 224) -> Config:
 
 
 def siglip_so400m(image_size: int = 384) -> Config:
-    """SigLIP So400m/14, of the shape that Alabdulmohsin et al. 2023 found: 878.0 M parameters at 384 px."""
+    """SigLIP with towers of the shape of Alabdulmohsin et al. 2023 (So400m/14): 878.0 M parameters at 384 px."""
     return siglip(TransformerConfig(1152, 27, 16, 4304, activation="gelu_tanh"), 14, image_size)
+
+
+def clip_rn50() -> Config:
+    """ResNet-50 (table 19): 102.0 M parameters."""
+    return clip_vit(ResNetTower(), 512, 1024)
+
+
+def clip_rn101() -> Config:
+    """ResNet-101 (table 19): 119.7 M parameters."""
+    return clip_vit(ResNetTower((3, 4, 23, 3)), 512, 512)
+
+
+def clip_rn50x4() -> Config:
+    """ResNet-50x4 (table 19): about four times the compute of ResNet-50 at 288 px; 178.3 M parameters."""
+    return clip_vit(ResNetTower((4, 6, 10, 6), 80, 40, (288, 288)), 640, 640)
 
 
 VARIANTS = {
@@ -240,4 +310,7 @@ VARIANTS = {
     "clip_l14_336": clip_l14(336),
     "siglip_base": siglip_base(),
     "siglip_so400m": siglip_so400m(),
+    "clip_rn50": clip_rn50(),
+    "clip_rn101": clip_rn101(),
+    "clip_rn50x4": clip_rn50x4(),
 }

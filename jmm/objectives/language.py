@@ -12,11 +12,26 @@ def next_token(
     both are real by `mask`, and the share of them whose likeliest token is the right one. Without a pair both are 0.
     """
     # Rolled and not cut: the length keeps dividing among devices. The last token would predict the first of its row.
-    target = jnp.roll(text, -1, axis=1)
     pair = (mask & jnp.roll(mask, -1, axis=1)).at[:, -1].set(False)
-    logits = logits.astype(jnp.float32)
+    return token_cross_entropy(logits, jnp.roll(text, -1, axis=1), pair)
+
+
+def masked_token(logits: Float[Array, "B L V"], target: Int[Array, "B L"]) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """Mean cross-entropy −log p(target_t | the corrupted text) (Devlin et al. 2019, section 3.1) over all places of the
+    batch where a target stands, and the share of them whose likeliest token is the right one. A negative target says
+    that nothing is to be predicted there. Without a target both are 0.
+    """
+    return token_cross_entropy(logits, target, target >= 0)
+
+
+def token_cross_entropy(
+    logits: Float[Array, "B L V"], target: Int[Array, "B L"], mask: Bool[Array, "B L"]
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """Mean cross-entropy −log p(target_t) over the tokens that are real by `mask`, and the share of them whose
+    likeliest token is the right one. Without a real token both are 0."""
+    target, logits = jnp.where(mask, target, 0), logits.astype(jnp.float32)
     own = jnp.take_along_axis(logits, target[:, :, None], axis=2)[:, :, 0]
-    count = jnp.maximum(pair.sum(), 1)
-    loss = jnp.where(pair, jax.nn.logsumexp(logits, axis=2) - own, 0).sum() / count
-    accuracy = jnp.where(pair, jnp.argmax(logits, axis=2) == target, False).sum() / count
+    count = jnp.maximum(mask.sum(), 1)
+    loss = jnp.where(mask, jax.nn.logsumexp(logits, axis=2) - own, 0).sum() / count
+    accuracy = jnp.where(mask, jnp.argmax(logits, axis=2) == target, False).sum() / count
     return loss, accuracy

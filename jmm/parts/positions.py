@@ -12,7 +12,8 @@ Grid = tuple[int, int]
 class LearnedPositions(nn.Module):
     """A table of learned position vectors for a sequence; a shorter one reads the table's beginning.
 
-    The first `offset` rows stand before position 0 and are read by none (OPT and BART keep two for padding).
+    The first `offset` rows stand before position 0: OPT and BART keep two that no token reads, and in XLM-R padding
+    stands at −1.
     """
 
     length: int
@@ -23,7 +24,8 @@ class LearnedPositions(nn.Module):
     def __call__(
         self, tokens: Float[Array, "B L D"], positions: Int[Array, "#B L"] | None = None
     ) -> Float[Array, "B L D"]:
-        """`positions` from 0 to `length` − 1 say where each token stands; without them they are in their order.
+        """`positions` from −`offset` to `length` − 1 say where each token stands; without them they are in their order
+        from 0.
 
         Raises ValueError for a sequence longer than the table.
         """

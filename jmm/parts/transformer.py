@@ -59,6 +59,8 @@ class TransformerConfig:
     """Bias of the projection that joins the heads; None: as `use_bias` says."""
     rotary_base: float | None = None
     """Base of the rotary position frequencies; None for none."""
+    attention_scale: float | None = None
+    """Of the logits of attention; None: 1/√(width of a head)."""
     cross_attention: bool = False
     """A cross-attention sub-layer over `context` between self-attention and feed-forward."""
     dropout: float = 0.0
@@ -99,7 +101,15 @@ class Block(nn.Module):
         def attend(base: float | None, name: str) -> MultiHeadAttention:
             qkv_bias, out_bias = (cfg.use_bias if own is None else own for own in (cfg.qkv_bias, cfg.out_bias))
             return MultiHeadAttention(
-                cfg.num_heads, cfg.num_kv_heads, cfg.head_dim, qkv_bias, out_bias, base, self.dtype, name=name
+                cfg.num_heads,
+                cfg.num_kv_heads,
+                cfg.head_dim,
+                qkv_bias,
+                out_bias,
+                base,
+                self.dtype,
+                cfg.attention_scale,
+                name=name,
             )
 
         attention = attend(cfg.rotary_base, "attention")

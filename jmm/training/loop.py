@@ -9,7 +9,7 @@ import math
 import signal
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import islice
@@ -20,6 +20,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
+from jax.sharding import Mesh
 from rich.console import Console
 
 from data_pipelines.pipeline import held_out, training_batches
@@ -27,7 +28,7 @@ from jmm.distributed.sharding import on_mesh
 from jmm.errors import UserError
 from jmm.experiment import Experiment
 from jmm.model import Model
-from jmm.protocol import Batch
+from jmm.protocol import Batch, Variables
 from jmm.training.checkpoint import Checkpoints
 from jmm.training.metrics import MetricsLog
 from jmm.training.state import TrainState
@@ -53,8 +54,16 @@ class Outcome:
     """The last value of every figure."""
 
 
-def train(experiment: Experiment, workdir: Path, *, console: Console | None = None, profile: bool = False) -> Outcome:
-    """Trains to the last step, from the newest checkpoint in `workdir` if there is one.
+def train(
+    experiment: Experiment,
+    workdir: Path,
+    *,
+    console: Console | None = None,
+    profile: bool = False,
+    initial: Callable[[Mesh], Variables] | None = None,
+) -> Outcome:
+    """Trains to the last step, from the newest checkpoint in `workdir` if there is one, else from the weights that
+    `initial` gives for the mesh, else from random ones.
 
     Raises:
       UserError: bad input, a loss that is not finite, a checkpoint that cannot be written, a signal to stop.
@@ -67,7 +76,7 @@ def train(experiment: Experiment, workdir: Path, *, console: Console | None = No
         checkpoints = Checkpoints(workdir / "checkpoints", experiment.checkpoint)
         stack.callback(checkpoints.close)
         restored = checkpoints.restore(program.state, program.shardings, lambda m: console.print(m, soft_wrap=True))
-        state, next_example = restored or (program.init(), 0)
+        state, next_example = restored or (program.init(initial), 0)
         start = int(state.step)
         metrics = MetricsLog(workdir, start)
         stack.callback(metrics.close)

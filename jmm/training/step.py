@@ -14,7 +14,7 @@ from jmm.distributed.mesh import check_batch, make_mesh
 from jmm.distributed.sharding import batch_sharding, on_mesh, replicated
 from jmm.errors import UserError
 from jmm.experiment import Experiment
-from jmm.protocol import Batch, Loss
+from jmm.protocol import Batch, Loss, Variables
 from jmm.training.optimizer import check_expressions, make_optimizer, make_schedule, merge, split
 from jmm.training.state import TrainState, abstract_state, init_state
 
@@ -36,12 +36,20 @@ class Program:
     step: StepFunction
     """The jitted step; its state argument is donated."""
 
-    def init(self) -> TrainState:
-        """The state before the first step, computed where it lies."""
+    def init(self, initial: Callable[[Mesh], Variables] | None = None) -> TrainState:
+        """The state before the first step, computed where it lies; `initial` gives other weights for a mesh."""
         tx = make_optimizer(self.experiment.optimizer, self.experiment.steps)
         init = jax.jit(lambda: init_state(self.experiment, self.module, tx), out_shardings=self.shardings)
         with on_mesh(self.mesh):
-            return init()
+            state: TrainState = init()
+        if initial is None:
+            return state
+        collections = dict(initial(self.mesh))
+        params = jax.device_put(collections.pop("params"), self.shardings.params)
+        average = None
+        if state.average is not None:
+            average = jax.tree.map(jnp.copy, split(params, self.experiment.optimizer.freeze)[0])
+        return state.replace(params=params, collections=collections, average=average)
 
     def place(self, batch: dict[str, Any]) -> Batch:
         """This process's rows of a batch, as global arrays on the mesh."""

@@ -14,7 +14,7 @@ from jmm.distributed.mesh import make_mesh
 from jmm.distributed.sharding import PARAMETER_RULES, parameter_spec, placement_table, tree_shardings
 from jmm.experiment import MeshShape
 from jmm.models import decoder
-from jmm.models.clip import clip_l14
+from jmm.models.clip import clip_l14, clip_rn50x4
 from jmm.models.vit import vit_h
 from tests.arrays import abstract_params
 
@@ -22,6 +22,7 @@ CUBE = MeshShape(data=2, fsdp=2, tensor=2)
 LARGE = 1_000_000
 CONFIGS = {
     "clip_l14": clip_l14(),
+    "clip_rn50x4": clip_rn50x4(),
     "vit_h14": vit_h(14),
     "llama_7b": decoder.VARIANTS["llama_7b"],
     "qwen2_7b": decoder.VARIANTS["qwen2_7b"],
@@ -38,6 +39,8 @@ paths = st.sampled_from(
         ("encoder/blocks/mlp/down/kernel", 2),
         ("text/embedding/embedding", 2),
         ("image/patches/projection/kernel", 4),
+        ("image/trunk/stage1/block0/conv2/kernel", 4),
+        ("image/trunk/stage1/block0/shortcut_conv/kernel", 4),
         ("image_projection/kernel", 2),
         ("image/positions/table", 2),
         ("image/encoder/norm/scale", 1),

@@ -32,6 +32,11 @@ SIGLIP = {
     "siglip_base": 203_155_970,
     "siglip_so400m": 877_960_498,
 }
+CLIP_RESNET = {
+    "clip_rn50": 102_007_137,
+    "clip_rn101": 119_688_033,
+    "clip_rn50x4": 178_300_601,
+}
 
 
 def count(config):
@@ -84,10 +89,20 @@ SIGLIP_SIZES = {
     "siglip_so400m": (1152, 27, 4304, 14, 384),
 }
 
+# name: layers, width, image size, text width, embedding
+CLIP_RESNET_SIZES = {
+    "clip_rn50": ((3, 4, 6, 3), 64, 224, 512, 1024),
+    "clip_rn101": ((3, 4, 23, 3), 64, 224, 512, 512),
+    "clip_rn50x4": ((4, 6, 10, 6), 80, 288, 640, 640),
+}
+
 
 def test_every_variant_has_a_published_count():
-    assert vit.VARIANTS.keys() == (VIT | DINO).keys() == (VIT_SIZES | DINO_SIZES).keys()
-    assert clip.VARIANTS.keys() == (CLIP | SIGLIP).keys() == (CLIP_SIZES | SIGLIP_SIZES).keys()
+    assert vit.VARIANTS.keys() == VIT.keys() | DINO.keys()
+    assert clip.VARIANTS.keys() == CLIP.keys() | CLIP_RESNET.keys() | SIGLIP.keys()
+    assert VIT.keys() == VIT_SIZES.keys() and DINO.keys() == DINO_SIZES.keys()
+    assert CLIP.keys() == CLIP_SIZES.keys() and CLIP_RESNET.keys() == CLIP_RESNET_SIZES.keys()
+    assert SIGLIP.keys() == SIGLIP_SIZES.keys()
 
 
 @pytest.mark.parametrize("name", VIT)
@@ -117,13 +132,53 @@ def test_dino_parameters_round_to_table_1():
     assert [DINO[name] // 1_000_000 for name in ("dino_s16", "dino_s8", "dino_b16", "dino_b8")] == [21, 21, 85, 85]
 
 
+def text_tower(width, embed_dim):
+    return (49_408 + 77) * width + blocks(width, 12, 4 * width) + 2 * width + width * embed_dim
+
+
 @pytest.mark.parametrize("name", CLIP)
 def test_clip_parameters(name):
     width, depth, patch, size, text_width, embed_dim = CLIP_SIZES[name]
     image = image_tower(width, depth, patch, size, False, 2) + width * embed_dim
-    text = (49_408 + 77) * text_width + blocks(text_width, 12, 4 * text_width) + 2 * text_width
     assert count(clip.VARIANTS[name]) == CLIP[name]
-    assert CLIP[name] == image + text + text_width * embed_dim + 1
+    assert CLIP[name] == image + text_tower(text_width, embed_dim) + 1
+
+
+def convolution(kernel, inputs, outputs):
+    """With the scale and bias of its norm."""
+    return kernel * kernel * inputs * outputs + 2 * outputs
+
+
+def resnet(layers, width):
+    half, total, inputs = width // 2, 0, width
+    for stage, depth in enumerate(layers):
+        inner, outputs = width * 2**stage, 4 * width * 2**stage
+        for block in range(depth):
+            total += convolution(1, inputs, inner) + convolution(3, inner, inner) + convolution(1, inner, outputs)
+            total += convolution(1, inputs, outputs) if block == 0 else 0
+            inputs = outputs
+    return convolution(3, 3, half) + convolution(3, half, half) + convolution(3, half, width) + total
+
+
+@pytest.mark.parametrize("name", CLIP_RESNET)
+def test_clip_resnet_parameters(name):
+    layers, width, size, text_width, embed_dim = CLIP_RESNET_SIZES[name]
+    channels, tokens = 32 * width, 1 + (size // 32) ** 2
+    pool = tokens * channels + 3 * channels * (channels + 1) + (channels + 1) * embed_dim
+    assert count(clip.VARIANTS[name]) == CLIP_RESNET[name]
+    assert CLIP_RESNET[name] == resnet(layers, width) + pool + text_tower(text_width, embed_dim) + 1
+
+
+@pytest.mark.parametrize("name", CLIP_RESNET)
+def test_clip_resnet_outputs(name):
+    _, width, size, text_width, embed_dim = CLIP_RESNET_SIZES[name]
+    assert outputs_of(clip.VARIANTS[name], 3) == {
+        "image_features": ((3, (size // 32) ** 2, 32 * width), "float32"),
+        "image_embedding": ((3, embed_dim), "float32"),
+        "text_features": ((3, 77, text_width), "float32"),
+        "text_embedding": ((3, embed_dim), "float32"),
+        "logit_scale": ((), "float32"),
+    }
 
 
 @pytest.mark.parametrize("name", SIGLIP)

@@ -89,6 +89,23 @@ def test_bias_is_added_to_the_logits():
     assert_close(run(bias=causal), run(mask=masks.causal()), 1e-6)
 
 
+def test_scale_multiplies_the_logits():
+    """As would queries as much smaller; the head is 4 wide, so that ½ is usual."""
+    x = jnp.asarray(noise(2, 5, 12), jnp.float32)
+    params = params_of(MultiHeadAttention(3), x)
+    smaller = params | {"query": jax.tree.map(lambda each: each * (0.2 / 0.5), params["query"])}
+    expected = jax.jit(MultiHeadAttention(3).apply)({"params": smaller}, x)
+    assert_close(jax.jit(MultiHeadAttention(3, scale=0.2).apply)({"params": params}, x), expected, 1e-5)
+
+
+def test_queries_start_as_much_smaller_as_their_scale_is_larger():
+    x, key = jnp.asarray(noise(1, 5, 12), jnp.float32), jax.random.key(0)
+    usual, own = (MultiHeadAttention(3, scale=scale).init(key, x)["params"] for scale in (None, 1.0))
+    assert_close(own["query"]["kernel"], usual["query"]["kernel"] * 4**-0.5, 1e-6)
+    for name in ("key", "value", "out"):
+        np.testing.assert_array_equal(own[name]["kernel"], usual[name]["kernel"])
+
+
 def test_own_head_width_and_no_bias():
     x = jnp.zeros((1, 3, 10))
     params = abstract_of(MultiHeadAttention(3, head_dim=4, use_bias=False), x)
@@ -106,6 +123,16 @@ def test_the_joining_projection_has_a_bias_of_its_own_choice(use_bias, out_bias)
     biased = {name: "bias" in each for name, each in params.items()}
     assert biased.pop("out") == (use_bias if out_bias is None else out_bias)
     assert set(biased.values()) == {use_bias}
+
+
+def test_the_result_may_have_a_width_of_its_own():
+    x, module = jnp.asarray(noise(2, 5, 12), jnp.float32), MultiHeadAttention(3, out_features=7)
+    params = params_of(module, x)
+    assert params["out"]["kernel"].shape == (3, 4, 7)
+    own = {**params, "out": {"kernel": np.ones((3, 4, 12)) / 5, "bias": np.zeros(12)}}
+    own["out"]["kernel"][..., :7], own["out"]["bias"][:7] = params["out"]["kernel"], params["out"]["bias"]
+    expected = jax.jit(MultiHeadAttention(3).apply)({"params": own}, x)[..., :7]
+    assert_close(jax.jit(module.apply)({"params": params}, x), expected, 1e-6)
 
 
 def test_width_that_does_not_divide_into_heads_is_refused():

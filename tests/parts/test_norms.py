@@ -1,11 +1,12 @@
-"""LayerNorm and RMSNorm against NumPy in float64."""
+"""LayerNorm and RMSNorm against NumPy in float64, BatchNorm against torch."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
 
-from jmm.parts.norms import make_norm
+from jmm.parts.norms import BatchNorm, make_norm
 from tests.arrays import assert_close, perturbed
 
 
@@ -54,3 +55,77 @@ def test_bfloat16_takes_its_statistics_in_float32(kind):
     assert out.dtype == jnp.bfloat16
     # one rounding of the output to eight bits, and one of the scale and the bias
     assert_close(out, expected(kind, np.asarray(x), 1e-6, params["scale"], params.get("bias", 0)), 2**-7)
+
+
+def batch_norm(momentum=0.1, eps=1e-5):
+    """Ours and its variables, and theirs with the same weights."""
+    theirs = torch.nn.BatchNorm2d(6, eps, momentum).double()
+    rng = np.random.default_rng(0)
+    with torch.no_grad():
+        for tensor in (theirs.weight, theirs.bias, theirs.running_mean):
+            tensor += torch.tensor(0.5 * rng.standard_normal(6))
+        theirs.running_var *= torch.tensor(rng.uniform(0.5, 2, 6))
+    params = {"scale": theirs.weight, "bias": theirs.bias}
+    stats = {"mean": theirs.running_mean, "var": theirs.running_var}
+    variables = {
+        "params": {name: jnp.asarray(tensor.detach().float()) for name, tensor in params.items()},
+        "batch_stats": {name: jnp.asarray(tensor.float()) for name, tensor in stats.items()} | {"count": jnp.int32(0)},
+    }
+    return BatchNorm(momentum, eps), variables, theirs
+
+
+@pytest.mark.parametrize(("momentum", "eps"), [(0.1, 1e-5), (0.3, 1e-2)])
+def test_batch_norm_equals_torch(momentum, eps):
+    """Three batches of other means and deviations in training, gradients included, then one in evaluation."""
+    module, variables, theirs = batch_norm(momentum, eps)
+    rng = np.random.default_rng(1)
+
+    @jax.jit
+    def train(params, stats, x, weight):
+        def value(params, x):
+            out, moved = module.apply({"params": params, **stats}, x, True, mutable=["batch_stats"])
+            return jnp.sum(out * weight), (out, moved)
+
+        return jax.grad(value, argnums=(0, 1), has_aux=True)(params, x)
+
+    stats = {"batch_stats": variables["batch_stats"]}
+    for step in range(1, 4):
+        x, weight = (rng.standard_normal((3, 4, 5, 6)).astype(np.float32) for _ in range(2))
+        x = step * x - 0.5 * step
+        (gradient, pulled), (out, stats) = train(variables["params"], stats, x, weight)
+        theirs.zero_grad()
+        given = torch.tensor(x).double().permute(0, 3, 1, 2).requires_grad_()
+        expected_out = theirs(given)
+        (expected_out * torch.tensor(weight).permute(0, 3, 1, 2)).sum().backward()
+        assert_close(out, expected_out.detach().permute(0, 2, 3, 1), 1e-5)
+        assert_close(pulled, given.grad.permute(0, 2, 3, 1), 1e-5)
+        assert_close(gradient["scale"], theirs.weight.grad, 1e-5)
+        assert_close(gradient["bias"], theirs.bias.grad, 1e-5)
+        found = stats["batch_stats"]
+        assert_close(found["mean"], theirs.running_mean, 1e-5)
+        assert_close(found["var"], theirs.running_var, 1e-5)
+        assert int(found["count"]) == int(theirs.num_batches_tracked) == step
+
+    out = module.apply({"params": variables["params"], **stats}, jnp.asarray(x))
+    assert_close(out, theirs.eval()(given).detach().permute(0, 2, 3, 1), 1e-5)
+
+
+def test_batch_norm_of_bfloat16_keeps_its_statistics_in_float32():
+    _, variables, _ = batch_norm()
+    x = jnp.asarray(100 + np.random.default_rng(0).standard_normal((64, 6)), jnp.bfloat16)
+    out, moved = BatchNorm(1.0, dtype=jnp.bfloat16).apply(variables, x, True, mutable=["batch_stats"])
+    assert out.dtype == jnp.bfloat16
+    exact = np.asarray(x, np.float64)
+    assert_close(moved["batch_stats"]["mean"], exact.mean(axis=0), 1e-6)
+    assert_close(moved["batch_stats"]["var"], exact.var(axis=0, ddof=1), 1e-5)
+
+
+def test_batch_norm_starts_without_a_batch():
+    variables = BatchNorm().init(jax.random.key(0), jnp.ones((2, 3)), True)
+    expected = {"mean": np.zeros(3), "var": np.ones(3), "count": 0}
+    jax.tree.map(np.testing.assert_array_equal, dict(variables["batch_stats"]), expected)
+
+
+def test_one_value_a_channel_has_no_variance():
+    with pytest.raises(ValueError, match=r"need more than one value a channel; x is \(1, 1, 1, 3\)"):
+        BatchNorm().init(jax.random.key(0), jnp.ones((1, 1, 1, 3)), True)

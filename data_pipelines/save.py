@@ -1,0 +1,150 @@
+"""Writes the tokenizer and the image processor that stand beside exported weights, as transformers loads them."""
+
+import json
+import shutil
+import warnings
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any, get_args
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+
+from data_pipelines.checkpoint import image_settings
+from data_pipelines.images import Resample
+from data_pipelines.preprocess import Preprocess
+from data_pipelines.pretrained import JSON, TOKENIZER_FILES, PretrainedTokenizer
+from data_pipelines.settings import read_object
+from data_pipelines.tokenizer import BEGIN, END, FIRST_BYTE, PAD, ByteTokenizer
+from jmm.errors import UserError
+
+IMAGE_FILES = ("preprocessor_config.json", "processor_config.json")
+
+MARKS = {"pad_token": ("<|pad|>", PAD), "bos_token": ("<|begin|>", BEGIN), "eos_token": ("<|end|>", END)}
+"""Of the byte tokenizer, by the names that transformers has for them."""
+
+
+def save_preprocess(preprocess: Preprocess, directory: Path, inputs: Collection[str] = ("image", "text")) -> None:
+    """Writes into a directory what AutoTokenizer and AutoImageProcessor read, for those `inputs` that a model has.
+
+    The files of a checkpoint's own tokenizer, and of its image processor if it is still in use, are copied. Bytes
+    become a tokenizer.json that gives the same ids; only where a text is too long does it cut between bytes, not
+    between letters, and the three marks written out in a text are marks.
+
+    Raises:
+      UserError: what transformers' processors cannot express, naming it.
+    """
+    source = Path(preprocess.tokenizer.directory) if isinstance(preprocess.tokenizer, PretrainedTokenizer) else None
+    if "image" in inputs:
+        _save_images(preprocess, source, directory)
+    if "text" in inputs:
+        if source:
+            _copy(TOKENIZER_FILES, source, directory)
+        elif isinstance(preprocess.tokenizer, ByteTokenizer):
+            _save_bytes(preprocess, directory)
+        else:
+            kind = type(preprocess.tokenizer).__name__
+            raise UserError(f"a {kind} cannot be written for transformers; a PretrainedTokenizer or ByteTokenizer can")
+
+
+def copy_tokenizer(tokenizer: PretrainedTokenizer, directory: Path) -> None:
+    """Copies all that a `PretrainedTokenizer` reads into a new directory, so that it reads the same there."""
+    directory.mkdir()
+    _copy([*TOKENIZER_FILES, "config.json"], Path(tokenizer.directory), directory)
+
+
+def _copy(names: Collection[str], source: Path, directory: Path) -> None:
+    if source.resolve() != directory.resolve():
+        for path in (source / name for name in names):
+            if path.is_file():
+                shutil.copyfile(path, directory / path.name)
+
+
+def _save_images(preprocess: Preprocess, source: Path | None, directory: Path) -> None:
+    if source and any((source / name).is_file() for name in IMAGE_FILES):
+        theirs = image_settings(source, read_object(source / "config.json"))
+        if all(getattr(preprocess, name) == value for name, value in theirs.items()):
+            return _copy(IMAGE_FILES, source, directory)
+    return _write(directory / IMAGE_FILES[0], image_processor(preprocess))
+
+
+def image_processor(preprocess: Preprocess) -> dict[str, Any]:
+    """The preprocessor_config.json of a CLIPImageProcessor that does the same with pictures of as many channels.
+
+    Warns where it does nearly the same: `crop` resizes and cuts in one step, transformers in two, with whole pixels
+    between them, so that pictures of other proportions come out shifted by less than a pixel.
+
+    Raises:
+      UserError: `crop` to a size that is not square.
+    """
+    height, width = preprocess.image_size
+    how, cut = preprocess.resize, {"height": height, "width": width}
+    if how == "crop":
+        if height != width:
+            raise UserError(
+                f"transformers cannot cut pictures to {height} × {width} as resize crop does; "
+                "squash, and the length of the shorter edge, can be exported"
+            )
+        warnings.warn(
+            "transformers cuts pictures of other proportions, less than a pixel off from resize crop", stacklevel=4
+        )
+    size = cut if how in ("squash", "none") else {"shortest_edge": height if how == "crop" else how}
+    return {
+        "image_processor_type": "CLIPImageProcessor",
+        "do_convert_rgb": preprocess.channels == 3,
+        "do_resize": how != "none",
+        "size": size,
+        "resample": get_args(Resample).index(preprocess.resample),
+        "do_center_crop": how != "squash",
+        "crop_size": cut,
+        "do_rescale": True,
+        "rescale_factor": preprocess.scale,
+        "do_normalize": True,
+        "image_mean": _channels(preprocess.mean, preprocess.channels),
+        "image_std": _channels(preprocess.std, preprocess.channels),
+    }
+
+
+def _channels(values: tuple[float, ...], channels: int) -> list[float]:
+    return [*values] * (channels if len(values) == 1 else 1)
+
+
+def _save_bytes(preprocess: Preprocess, directory: Path) -> None:
+    byte_tokenizer().save(str(directory / JSON))
+    inputs = ["input_ids"] if preprocess.padding == "counted" else ["input_ids", "attention_mask"]
+    _write(
+        directory / "tokenizer_config.json",
+        {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "model_max_length": preprocess.text_length,
+            "model_input_names": inputs,
+            "clean_up_tokenization_spaces": False,
+            **{name: token for name, (token, _) in MARKS.items()},
+        },
+    )
+
+
+def byte_tokenizer() -> Tokenizer:
+    """`ByteTokenizer` as one of the `tokenizers` library: BPE that merges nothing."""
+    vocabulary = dict(MARKS.values())
+    vocabulary |= {letter: byte + FIRST_BYTE for byte, letter in enumerate(_byte_letters())}
+    tokenizer = Tokenizer(models.BPE(vocabulary, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([token for token, _ in MARKS.values()])
+    begin, end = MARKS["bos_token"], MARKS["eos_token"]
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=[begin[0], "$A", end[0]], pair=None, special_tokens=[begin, end]
+    )
+    return tokenizer
+
+
+def _byte_letters() -> list[str]:
+    """The letter that stands for each byte in byte-level vocabularies: itself if it can be seen, else the next beyond
+    the bytes (Radford et al. 2019, the code beside the paper)."""
+    seen = {*range(33, 127), *range(161, 173), *range(174, 256)}
+    unseen = iter(range(256, 512))
+    return [chr(byte if byte in seen else next(unseen)) for byte in range(256)]
+
+
+def _write(path: Path, value: dict[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")

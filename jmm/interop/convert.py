@@ -1,0 +1,76 @@
+"""A model into a folder of another form, whole or not at all."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from data_pipelines.save import save_preprocess
+from jmm.errors import UserError
+from jmm.interop.folder import Origin, write_folder_of
+from jmm.interop.native import write_native
+from jmm.model import Model
+from jmm.protocol import inputs_of
+from jmm.training.checkpoint import reason
+
+
+def _hf(model: Model, folder: Path, **settings: Any) -> None:
+    origin = model.origin if isinstance(model.origin, Origin) else None
+    write_folder_of(model.config, model.variables, folder, origin, **settings)
+    save_preprocess(model.preprocess, folder, inputs_of(model.module, {"image": 0, "text": 0}))
+
+
+FORMATS: dict[str, Callable[..., Any]] = {"hf": _hf, "jmm": write_native}
+"""What writes a model into an empty folder, by the name of the form."""
+
+
+def save(model: Model, path: str | Path, format: str = "hf", **settings: Any) -> None:
+    """Writes a model into a new folder: `hf` as transformers reads it with `from_pretrained`, `jmm` as `jmm.load` does,
+    `stablehlo`, `onnx` or `savedmodel` to be run elsewhere.
+
+    `settings` for `hf`: `dtype`, the type of floats (as they were read, or float32), and `shard_bytes`, the size of the
+    largest file.
+
+    Raises:
+      UserError: the form cannot express the model; the folder exists or cannot be written. Nothing is left of it then.
+    """
+    if format not in FORMATS:
+        raise UserError(f"there is no form {format!r}; there are {', '.join(FORMATS)}")
+    with new_folder(Path(path)) as folder:
+        FORMATS[format](model, folder, **settings)
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """A folder to write into that becomes `path` when all is written, and vanishes when it is not."""
+    check_target(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    except OSError as error:
+        raise UserError(f"{path} cannot be written ({error.strerror or error})") from error
+    try:
+        yield beside
+        beside.chmod(0o777 & ~_umask())
+        beside.rename(path)
+    except UserError:
+        raise
+    except Exception as error:  # a full disk comes as many kinds
+        raise UserError(f"{path} cannot be written ({reason(error)}); nothing is left of it") from error
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+def check_target(path: Path) -> None:
+    """Raises UserError if something is there already."""
+    if path.exists() or path.is_symlink():
+        raise UserError(f"{path} exists; choose another folder, or take it away")
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,55 @@
+"""Training that starts from weights of a folder: a published one, a workdir, a model of jmm."""
+
+from collections.abc import Callable
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+from jax.sharding import Mesh
+
+from jmm.errors import UserError
+from jmm.experiment import Experiment
+from jmm.interop.family import differences, plain
+from jmm.interop.model import describe, load
+from jmm.interop.resolution import at_resolution, towers
+from jmm.protocol import Variables
+
+
+def start_from(experiment: Experiment, folder: Path) -> Experiment:
+    """The experiment with the system, the preprocessing and the weights of a folder in place of its own.
+
+    Raises:
+      UserError: the folder holds no model, or the dataset has a preprocessing that cannot be set.
+    """
+    config, preprocess = describe(folder)
+    data: Any = experiment.data
+    if not any(field.name == "preprocess" for field in fields(data)):
+        raise UserError(
+            f"the dataset {type(data).__name__} prepares its examples in its own way; --from needs one with "
+            "a field preprocess, such as data_pipelines.folder.ImageFolder"
+        )
+    data = replace(data, preprocess=preprocess)
+    return replace(experiment, model=config, data=data, initial=str(folder.absolute()))
+
+
+def initial_weights(experiment: Experiment) -> Callable[[Mesh], Variables] | None:
+    """What gives the weights for a mesh; None for an experiment that starts from random ones.
+
+    A system that differs from that of the folder in the size of its images alone has its positions interpolated.
+    """
+    if not experiment.initial:
+        return None
+
+    def read(mesh: Mesh) -> Variables:
+        model = load(experiment.initial, mesh=mesh)
+        config, variables = model.config, model.variables
+        wanted = dict(towers(experiment.model))
+        if wanted and wanted.keys() == dict(towers(config)).keys():
+            config, variables = at_resolution(config, variables, next(iter(wanted.values())).image_size)
+        lost = list(differences(plain(config), plain(experiment.model)))
+        if lost:
+            said = "; ".join(f"{name} is {theirs!r} there and {ours!r} here" for name, theirs, ours in lost)
+            raise UserError(f"the weights of {experiment.initial} are of another system: {said}")
+        return variables
+
+    return read

@@ -1,0 +1,79 @@
+"""A model in jmm's own form: jmm.json (config and preprocessing) and the weights as Orbax writes them."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from jax.sharding import Mesh
+
+from data_pipelines.preprocess import Preprocess
+from data_pipelines.pretrained import PretrainedTokenizer
+from data_pipelines.save import copy_tokenizer
+from jmm.distributed.sharding import tree_shardings
+from jmm.errors import UserError
+from jmm.interop.family import abstract
+from jmm.interop.folder import read_json
+from jmm.model import Model
+from jmm.protocol import ModelConfig
+from jmm.training.checkpoint import check_manifest, reason, write_manifest
+from jmm.training.workdir import from_json, to_json
+
+FILE = "jmm.json"
+WEIGHTS = "variables"
+TOKENIZER = "tokenizer"
+"""A folder with the files of a tokenizer that came with a checkpoint."""
+VERSION = 1
+
+
+def write_native(model: Model, folder: Path) -> None:
+    """Writes the model into a folder that is there; a manifest lets `read_native` find silent corruption."""
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(folder.absolute() / WEIGHTS, dict(model.variables))
+    if isinstance(model.preprocess.tokenizer, PretrainedTokenizer):
+        copy_tokenizer(model.preprocess.tokenizer, folder / TOKENIZER)
+    described = {"version": VERSION, "config": to_json(model.config), "preprocess": to_json(model.preprocess)}
+    (folder / FILE).write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
+    write_manifest(folder)
+
+
+def describe(folder: Path) -> tuple[ModelConfig, Preprocess]:
+    """Config and preprocessing.
+
+    Raises:
+      UserError: a newer jmm wrote it, or it is damaged.
+    """
+    described = read_json(folder / FILE)
+    if described.get("version") != VERSION:
+        raise UserError(f"{folder / FILE} is of version {described.get('version')!r}; this jmm reads {VERSION}")
+    config, preprocess = (from_json(described.get(name), name) for name in ("config", "preprocess"))
+    if not isinstance(config, ModelConfig) or not isinstance(preprocess, Preprocess):
+        raise UserError(f"{folder / FILE} describes no model")
+    if isinstance(preprocess.tokenizer, PretrainedTokenizer):
+        preprocess = replace(preprocess, tokenizer=PretrainedTokenizer(str((folder / TOKENIZER).resolve())))
+    return config, preprocess
+
+
+def read_native(folder: Path, mesh: Mesh) -> tuple[ModelConfig, Any, Preprocess]:
+    """Config, weights (float32, on the mesh) and preprocessing.
+
+    Raises:
+      UserError: a file is missing or is not as it was written, or a newer jmm wrote it.
+    """
+    config, preprocess = describe(folder)
+    placed = {name: _placed(tree, mesh) for name, tree in abstract(config).items()}
+    try:
+        check_manifest(folder)
+        with ocp.StandardCheckpointer() as checkpointer:
+            return config, checkpointer.restore(folder.absolute() / WEIGHTS, placed), preprocess
+    except Exception as error:  # Orbax raises many kinds for damaged files
+        raise UserError(f"{folder} is damaged ({reason(error)}); convert or copy it again") from error
+
+
+def _placed(tree: Any, mesh: Mesh) -> Any:
+    def place(leaf: Any, sharding: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+    return jax.tree.map(place, tree, tree_shardings(tree, mesh))

@@ -1,0 +1,45 @@
+"""Weights in PyTorch's own files, which are pickles: read only when asked for, and as weights only."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jmm.errors import UserError
+from jmm.interop.stored import places
+
+STEM = "pytorch_model.bin"
+
+
+def open_pickle(folder: Path) -> dict[str, Any]:
+    """The tensors of pytorch_model.bin, or of the shards that its index lists, by name, as NumPy arrays.
+
+    Raises:
+      UserError: PyTorch is not installed; a file that is missing, torn, or holds anything but tensors.
+    """
+    index = folder / f"{STEM}.index.json"
+    files = sorted(set(places(index).values())) if index.exists() else [STEM]
+    return {name: tensor for file in files for name, tensor in _read(folder / file).items()}
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        import torch
+    except ImportError:
+        raise UserError(f"{path} is a file of PyTorch, which is not installed; pip install torch") from None
+    try:
+        # weights_only: an unpickler that makes tensors and containers, and calls nothing else.
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds for what it refuses
+        raise UserError(f"{path} cannot be read as weights only ({str(error).splitlines()[0]})") from error
+    if not isinstance(found, Mapping) or not all(isinstance(each, torch.Tensor) for each in found.values()):
+        raise UserError(f"{path} holds more than tensors by name; save the model's state_dict alone")
+    return {str(name): _array(tensor) for name, tensor in found.items()}
+
+
+def _array(tensor: Any) -> Any:
+    import ml_dtypes
+    import torch
+
+    if tensor.dtype == torch.bfloat16:  # NumPy's own types lack it
+        return tensor.contiguous().view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+    return tensor.numpy()

@@ -1,0 +1,36 @@
+"""A system as StableHLO programs that JAX alone runs, on a CPU, an NVIDIA GPU or a TPU, without jmm.
+
+folder/
+  image.jax_export      `jax.export.deserialize` reads it; some ten kB, for it holds no weights
+  text.jax_export       (a system whose modalities do nothing alone has one program)
+  model.safetensors     the weights by path
+  export.json           inputs, outputs and preprocessing
+  load.py               how to run it, in a dozen lines
+"""
+
+import shutil
+from pathlib import Path
+
+import jax
+import numpy as np
+from jax import export
+from safetensors.numpy import save_file
+
+from jmm.interop import load_stablehlo
+from jmm.interop.programs import describe, function, needed_weights, programs, write_description
+from jmm.model import Model
+
+PLATFORMS = ("cpu", "cuda", "tpu")
+
+
+def export_stablehlo(model: Model, folder: Path) -> None:
+    """Writes the programs of a system, their weights and their description into an empty folder."""
+    found = {f"{each.name}.jax_export": each for each in programs(model.config)}
+    weights = needed_weights(model, found.values())
+    for file, program in found.items():
+        abstract = {name: jax.ShapeDtypeStruct(weights[name].shape, weights[name].dtype) for name in program.weights}
+        traced = export.export(jax.jit(function(model.config)), platforms=PLATFORMS)(abstract, program.symbolic())
+        (folder / file).write_bytes(traced.serialize())
+    save_file({name: np.asarray(each) for name, each in weights.items()}, folder / "model.safetensors")
+    write_description(describe(model, found, format="jax.export", platforms=PLATFORMS, jax=jax.__version__), folder)
+    shutil.copyfile(load_stablehlo.__file__, folder / "load.py")

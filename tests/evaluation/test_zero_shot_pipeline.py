@@ -1,0 +1,93 @@
+"""`jmm classify FOLDER photo.jpg` against transformers' zero-shot pipeline on the same folder."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import (
+    AutoTokenizer,
+    CLIPConfig,
+    CLIPImageProcessorPil,
+    CLIPModel,
+    SiglipConfig,
+    SiglipImageProcessorPil,
+    SiglipModel,
+    pipeline,
+)
+
+from jmm.cli import main
+from tests.data_pipelines.tokenizer_folders import make_folder
+
+SIZE = {"height": 24, "width": 24}
+TOWER = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 40}
+LABELS = ["cat", "A Dog, it's 5!", "the quick brown fox jumps over the lazy dog", "über naïve", "東京"]
+LABELS_GIVEN = [label.replace(",", "") for label in LABELS]
+MODELS = {
+    "clip": (CLIPConfig, CLIPModel, CLIPImageProcessorPil(size={"shortest_edge": 27}, crop_size=SIZE), 77),
+    "siglip_cased": (SiglipConfig, SiglipModel, SiglipImageProcessorPil(size=SIZE), 64),
+    "siglip": (SiglipConfig, SiglipModel, SiglipImageProcessorPil(size=SIZE), 64),
+}
+"""Of each: config, model, image processor, length of texts. The last one's tokenizer tells padding from text."""
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def folder(request, tmp_path_factory):
+    """A whole checkpoint with random weights, none of them as it was initialised."""
+    config, kind, processor, length = MODELS[request.param]
+    path = make_folder(request.param, tmp_path_factory.mktemp("models") / request.param)
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    marks = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
+    text = {**TOWER, "vocab_size": len(tokenizer), "max_position_embeddings": length, **marks}
+    text |= {"projection_size": TOWER["hidden_size"]} if kind is SiglipModel else {}
+    vision = {**TOWER, "image_size": 24, "patch_size": 8}
+    torch.manual_seed(0)
+    model = kind(config(text_config=text, vision_config=vision)).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter) if parameter.ndim else 0.5)
+            if name == "logit_scale":  # so that probabilities are neither 0 nor 1
+                parameter.fill_(1.5)
+    model.save_pretrained(path)
+    processor.save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """JPEG files of several sizes, one of them grey."""
+    paths, rng = [], np.random.default_rng(0)
+    for i, shape in enumerate([(60, 41, 3), (30, 77, 3), (20, 25)]):
+        paths.append(tmp_path_factory.mktemp("photos") / f"{i}.jpg")
+        rough = Image.fromarray(rng.integers(0, 256, (6, 6, *shape[2:]), dtype=np.uint8))
+        rough.resize(shape[1::-1]).save(paths[-1])
+    return paths
+
+
+@pytest.mark.parametrize("template", [None, "a bad picture of the {}"])
+def test_scores_are_those_of_the_pipeline(folder, photos, capsys, template):
+    theirs = pipeline("zero-shot-image-classification", model=str(folder), device="cpu")
+    settings = {} if template is None else {"hypothesis_template": template}
+    expected = [theirs(str(path), candidate_labels=LABELS_GIVEN, **settings) for path in photos]
+    capsys.readouterr()
+    given = [] if template is None else ["--template", template]
+    assert main(["classify", str(folder), *map(str, photos), "--labels", ",".join(LABELS_GIVEN), *given, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["images"]
+    spread = []
+    for ours, row in zip(found, expected, strict=True):
+        assert list(ours["labels"]) == [each["label"] for each in row]
+        scores = np.array([each["score"] for each in row])
+        np.testing.assert_allclose(list(ours["labels"].values()), scores, rtol=0, atol=1e-4)
+        spread += [scores.max() - scores.min()]
+    assert min(spread) > 0.02, "the labels must differ by more than the tolerance"
+
+
+def test_search_orders_by_cosine(folder, photos, capsys, tmp_path):
+    for path in photos:
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    assert main(["search", str(folder), "a cat", "--images", str(tmp_path), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["images"]
+    cosines = [each["similarity"] for each in found]
+    assert len(found) == len(photos)
+    assert cosines == sorted(cosines, reverse=True)
