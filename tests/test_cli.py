@@ -11,6 +11,7 @@ from PIL import Image
 
 from experiments.quickstart import experiment
 from jmm import cli
+from jmm.evaluation import zero_shot
 from jmm.overrides import field_names
 from tests.evaluation import planted
 
@@ -58,7 +59,7 @@ def test_as_a_module():
         [sys.executable, "-m", "jmm", "zoo", "nope"], cwd=ROOT, capture_output=True, text=True, timeout=60
     )
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr == "jmm zoo: there is no system nope; there are clip, decoder, encoder, vit\n"
+    assert done.stderr == "jmm zoo: there is no system nope; there are clip, decoder, encoder, encoder_decoder, vit\n"
 
 
 def test_version(capsys):
@@ -102,7 +103,7 @@ def test_every_command_has_help(capsys, command):
         (["train", QUICKSTART, "--model.image.patch_size", "0", "--show-sharding"], "patch"),
         (["train", QUICKSTART, "--model.image.encoder.num_heads", "5", "--show-sharding"], "5 heads"),
         (["train", QUICKSTART, "--model.image.encoder.num_heads", "0", "--show-sharding"], "heads"),
-        (["zoo", "nope"], "there is no system nope; there are clip, decoder, encoder, vit"),
+        (["zoo", "nope"], "there is no system nope; there are clip, decoder, encoder, encoder_decoder, vit"),
         (["classify", "DIR", "missing.png", "--labels", "a,b"], "missing.png"),
         (["classify", "DIR", "a.png", "--labels", " , "], "--labels names no label"),
         (["classify", "DIR", "a.png", "--labels", "a", "--template", "a photo"], "--template needs {}"),
@@ -140,7 +141,7 @@ def test_help_of_an_experiment_lists_every_field(capsys):
 def test_zoo(capsys):
     code, out, err = jmm(capsys, "zoo")
     assert (code, err) == (0, "")
-    assert [line.split()[0] for line in out.splitlines()] == ["clip", "decoder", "encoder", "vit"]
+    assert [line.split()[0] for line in out.splitlines()] == ["clip", "decoder", "encoder", "encoder_decoder", "vit"]
     code, out, err = jmm(capsys, "zoo", "clip")
     assert (code, err) == (0, "")
     for words in ("Radford et al. 2021", "image [B,H,W,C]", "text_embedding", "clip_b32", "clip_l14_336"):
@@ -198,6 +199,16 @@ def test_classify(capsys, album):
     assert first["labels"]["a"] == pytest.approx(1 / (1 + np.exp(-planted.SCALE)), abs=1e-5)
     code, out, _ = jmm(capsys, *arguments)
     assert (code, out.splitlines()[0]) == (0, f"{album / 'a.png'}: a")
+
+
+@pytest.mark.parametrize(("published", "template"), [(True, "This is a photo of {}."), (False, "a photo of a {}")])
+def test_classify_asks_as_the_model_is_used_to(capsys, album, monkeypatch, published, template):
+    asked = []
+    monkeypatch.setattr(zero_shot, "classify", lambda *given: asked.extend(given[3]) or np.ones((1, 1)))
+    if published:
+        (album / "config.json").write_text("{}")
+    assert jmm(capsys, "classify", album, album / "a.png", "--labels", "a")[0] == 0
+    assert asked == [template]
 
 
 def test_search(capsys, album):

@@ -10,7 +10,11 @@ from jmm.interop.family import Family
 from jmm.interop.fields import Fields
 from jmm.interop.table import Row, linear_rows, norm_rows, transformer_rows
 from jmm.interop.vit import read_encoder, read_tower, write_encoder
-from jmm.models.clip import END_OF_TEXT, Config, ResNetTower, TextTower
+from jmm.models.clip import Config, TextTower
+from jmm.models.vit import ImageTower
+
+END_OF_TEXT = 49_407
+"""Id of the end of a text in OpenAI's vocabulary."""
 
 
 @contextmanager
@@ -24,17 +28,6 @@ def _part(fields: Fields, name: str) -> Iterator[Fields]:
         yield Fields(inner)
     except UserError as problem:
         raise UserError(f"{name}: {problem}") from problem
-
-
-def _write_tower(config: Config) -> dict[str, Any]:
-    if isinstance(config.image, ResNetTower):
-        raise UserError("the image tower is a residual network, which CLIP and SigLIP in transformers cannot have")
-    return {
-        **write_encoder(config.image.encoder),
-        "image_size": config.image.image_size[0],
-        "patch_size": config.image.patch_size,
-        "num_channels": config.image.channels,
-    }
 
 
 # --- CLIP ---
@@ -59,14 +52,17 @@ def _read_clip(fields: Fields, _: Collection[str]) -> Config:
 
 
 def _write_clip(config: Config) -> dict[str, Any]:
-    text = config.text
+    image, text = _vision(config), config.text
     return {
         "model_type": "clip",
         "architectures": ["CLIPModel"],
         "projection_dim": config.embed_dim,
         "vision_config": {
             "model_type": "clip_vision_model",
-            **_write_tower(config),
+            **write_encoder(image.encoder),
+            "image_size": image.image_size[0],
+            "patch_size": image.patch_size,
+            "num_channels": image.channels,
             "projection_dim": config.embed_dim,
         },
         "text_config": {
@@ -78,6 +74,12 @@ def _write_clip(config: Config) -> dict[str, Any]:
             "projection_dim": config.embed_dim,
         },
     }
+
+
+def _vision(config: Config) -> ImageTower:
+    if not isinstance(config.image, ImageTower):
+        raise UserError("transformers has no CLIP with a residual network; open_clip has")
+    return config.image
 
 
 # --- SigLIP ---
@@ -105,20 +107,23 @@ def _read_siglip(fields: Fields, _: Collection[str]) -> Config:
 
 
 def _write_siglip(config: Config) -> dict[str, Any]:
-    text, vision = config.text, _write_tower(config)
+    image, text = _vision(config), config.text
     return {
         "model_type": "siglip",
         "architectures": ["SiglipModel"],
         "vision_config": {
             "model_type": "siglip_vision_model",
-            **vision,
+            **write_encoder(image.encoder),
+            "image_size": image.image_size[0],
+            "patch_size": image.patch_size,
+            "num_channels": image.channels,
         },
         "text_config": {
             "model_type": "siglip_text_model",
             **write_encoder(text.encoder),
             "vocab_size": text.vocab_size,
             "max_position_embeddings": text.context_length,
-            "projection_size": vision["hidden_size"],
+            "projection_size": image.encoder.width,
         },
     }
 

@@ -23,7 +23,31 @@ def _hf(model: Model, folder: Path, **settings: Any) -> None:
     save_preprocess(model.preprocess, folder, inputs_of(model.module, {"image": 0, "text": 0}))
 
 
-FORMATS: dict[str, Callable[..., Any]] = {"hf": _hf, "jmm": write_native}
+def _stablehlo(model: Model, folder: Path) -> None:
+    from jmm.interop.stablehlo import export_stablehlo
+
+    export_stablehlo(model, folder)
+
+
+def _onnx(model: Model, folder: Path) -> None:
+    from jmm.interop.onnx import export_onnx
+
+    export_onnx(model, folder)
+
+
+def _savedmodel(model: Model, folder: Path) -> None:
+    from jmm.interop.savedmodel import export_savedmodel
+
+    export_savedmodel(model, folder)
+
+
+FORMATS: dict[str, Callable[..., Any]] = {
+    "hf": _hf,
+    "jmm": write_native,
+    "stablehlo": _stablehlo,
+    "onnx": _onnx,
+    "savedmodel": _savedmodel,
+}
 """What writes a model into an empty folder, by the name of the form."""
 
 

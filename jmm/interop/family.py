@@ -38,6 +38,10 @@ class Family:
     """(regular expression, replacement): other eras' names to canonical ones, applied to each name in this order."""
     ignored: str = ""
     """A regular expression for canonical names that are no weights."""
+    config_file: str = "config.json"
+    """The file that holds their config."""
+    stem: str = "model"
+    """What the names of their *.safetensors begin with."""
 
 
 class Renamed(Mapping[str, Any]):
@@ -87,7 +91,7 @@ def read_config(family: Family, config_json: Mapping[str, Any], tensors: Collect
         if name not in family.architectures:
             known = ", ".join(family.architectures)
             raise UserError(f"architectures in config.json has {name!r}, which is not supported; {known} are")
-    return family.read(Fields(config_json), tensors)
+    return family.read(Fields(config_json, family.config_file), tensors)
 
 
 def write_config(family: Family, config: Any) -> dict[str, Any]:

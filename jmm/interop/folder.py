@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jmm.errors import UserError
-from jmm.interop.families import family_for, family_of
+from jmm.interop.families import FAMILIES, family_for, family_of
 from jmm.interop.family import Family, Renamed, abstract, plain, read_config, write_config
 from jmm.interop.pickled import open_pickle
 from jmm.interop.placing import place
@@ -22,7 +22,8 @@ from jmm.interop.table import plan_export, plan_import
 from jmm.protocol import ModelConfig
 
 CONFIG = "config.json"
-PICKLE = "pytorch_model.bin"
+OWN_FILES = [family for family in FAMILIES.values() if family.config_file != CONFIG]
+"""Families whose config lies in a file of another name."""
 SHARD_BYTES = 5 * 10**9
 """Of the largest file that is written, as transformers has it."""
 
@@ -55,9 +56,10 @@ def read_folder(folder: Path, allow_pickle: bool = False) -> tuple[Origin, Renam
     Raises:
       UserError: no config.json, a family or a field that is not supported, files that are missing, torn or pickled.
     """
-    config_json = read_json(folder / CONFIG)
-    family = family_of(config_json)
-    tensors = Renamed(_open(folder, allow_pickle), family.renames)
+    own = next((each for each in OWN_FILES if (folder / each.config_file).exists()), None)
+    config_json = read_json(folder / (own.config_file if own else CONFIG))
+    family = own or family_of(config_json)
+    tensors = Renamed(_open(folder, family.stem, allow_pickle), family.renames)
     config = read_config(family, config_json, tensors)
     names = {name: theirs for name, theirs in tensors.original.items() if not re.fullmatch(family.ignored, name)}
     dtypes = {name: np.dtype(tensors[name].dtype) for name in names}
@@ -103,13 +105,13 @@ def write_folder_of(
     widest = max(
         (each for each in types.values() if jnp.issubdtype(each, jnp.floating)), key=lambda each: each.itemsize
     )
-    if dtype is not None or not (origin and origin.dtypes):
+    if family.config_file == CONFIG and (dtype is not None or not (origin and origin.dtypes)):
         written |= {"dtype": widest.name}
         written.pop("torch_dtype", None)  # what transformers 4 called it
-    (folder / CONFIG).write_text(json.dumps(written, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    (folder / family.config_file).write_text(json.dumps(written, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     theirs = origin.names if origin else {name: name for name in planned}
     outgoing = {theirs[name]: each for name, each in planned.items()}
-    write_folder(folder, outgoing, {theirs[name]: types[name] for name in planned}, shard_bytes)
+    write_folder(folder, outgoing, {theirs[name]: types[name] for name in planned}, shard_bytes, family.stem)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -129,17 +131,22 @@ def read_json(path: Path) -> dict[str, Any]:
     return found
 
 
-def _open(folder: Path, allow_pickle: bool) -> Mapping[str, Any]:
-    safe = [name for name in ("model.safetensors", "model.safetensors.index.json") if (folder / name).exists()]
-    pickled = [name for name in (PICKLE, f"{PICKLE}.index.json") if (folder / name).exists()]
+def is_published(folder: Path) -> bool:
+    """Whether a folder says that it holds a published model."""
+    return any((folder / name).exists() for name in (CONFIG, *(family.config_file for family in OWN_FILES)))
+
+
+def _open(folder: Path, stem: str, allow_pickle: bool) -> Mapping[str, Any]:
+    safe = any((folder / f"{stem}.safetensors{end}").exists() for end in ("", ".index.json"))
+    pickled = [name for end in ("", ".index.json") if (folder / (name := f"pytorch_{stem}.bin{end}")).exists()]
     if safe or not pickled:
-        return open_folder(folder)
+        return open_folder(folder, stem)
     if not allow_pickle:
         raise UserError(
             f"{folder} holds its weights as {pickled[0]}, a pickle file, which may run code when it is read; "
             "take the *.safetensors of the model, or say --allow-pickle to read it as weights only"
         )
-    return open_pickle(folder)
+    return open_pickle(folder, pickled[0])
 
 
 def _described(config: ModelConfig, origin: Origin | None) -> tuple[Family, dict[str, Any]]:

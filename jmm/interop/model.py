@@ -16,7 +16,7 @@ from jmm.distributed.sharding import tree_shardings
 from jmm.errors import UserError
 from jmm.interop import native
 from jmm.interop.convert import save
-from jmm.interop.folder import CONFIG, read_folder, read_variables
+from jmm.interop.folder import CONFIG, is_published, read_folder, read_variables
 from jmm.interop.resolution import at_resolution
 from jmm.model import Model
 from jmm.protocol import ModelConfig, Variables
@@ -60,7 +60,7 @@ def load(
     elif (folder / native.FILE).exists():
         config, variables, preprocess = native.read_native(folder, placed)
         model = _model(config, variables, preprocess, placed)
-    elif (folder / CONFIG).exists():
+    elif is_published(folder):
         model = _published(folder, placed, allow_pickle)
     elif not folder.is_dir():
         raise UserError(f"there is no folder {folder}")
@@ -83,7 +83,7 @@ def describe(folder: Path) -> tuple[ModelConfig, Preprocess]:
         return experiment.model, experiment.data.preprocessor()
     if (folder / native.FILE).exists():
         return native.describe(folder)
-    if not (folder / CONFIG).exists():
+    if not is_published(folder):
         raise UserError(f"{folder} holds no model: no {EXPERIMENT_FILE}, no {native.FILE}, no {CONFIG}")
     return read_folder(folder)[0].config, preprocessor_of(folder)
 

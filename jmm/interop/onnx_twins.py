@@ -97,10 +97,10 @@ def _encoder(twin: Any) -> Run:
             outputs["text_pooled"] = pooled
         if hasattr(twin, "lm_head"):
             outputs["logits"] = twin.lm_head(features)
-        elif hasattr(twin.cls, "seq_relationship"):
-            outputs["logits"], outputs["next_sentence_logits"] = twin.cls(features, pooled)
-        elif twin is not body:
+        elif hasattr(twin, "cls") and pooled is None:
             outputs["logits"] = twin.cls(features)
+        elif hasattr(twin, "cls"):
+            outputs["logits"], outputs["next_sentence_logits"] = twin.cls(features, pooled)
         return outputs
 
     return run

@@ -12,7 +12,7 @@ from jmm.errors import UserError
 from jmm.interop.family import Family
 from jmm.interop.fields import Fields
 from jmm.interop.table import LAYER, Row, linear_rows, norm_rows, transformer_rows
-from jmm.models.clip import END_OF_TEXT, RESNET_STRIDE, Config, ResNetTower, TextTower
+from jmm.models.clip import RESNET_STRIDE, Config, ResNetTower, TextTower
 from jmm.models.vit import ImageTower
 from jmm.parts.transformer import TransformerConfig
 
@@ -63,16 +63,17 @@ def read(fields: Fields, names: Collection[str]) -> Config:
             raise UserError(f"{name} in {FILE} is {value!r}, which is not supported")
     width, heads = flat.size("text_cfg.width", 512), flat.size("text_cfg.heads", 8)
     flat.divides("text_cfg.heads", heads, "text_cfg.width", width)
-    vocab_size = flat.size("text_cfg.vocab_size", END_OF_TEXT + 1)
+    vocab_size = flat.size("text_cfg.vocab_size", 49_408)
     text = TextTower(
         _encoder(flat, "text_cfg", width, heads),
         vocab_size,
         flat.size("text_cfg.context_length", 77),
-        end_token=min(END_OF_TEXT, vocab_size - 1),  # they pool at the highest id
+        end_token=vocab_size - 1,  # theirs reads the position of the highest id
     )
     image = _resnet(flat) if isinstance(flat.get("vision_cfg.layers"), list) else _vit(flat)
     objective: Literal["softmax", "sigmoid"] = "softmax" if flat.get("init_logit_bias") is None else "sigmoid"
-    return Config(image, text, flat.size("embed_dim"), objective=objective)
+    projected = isinstance(image, ImageTower)
+    return Config(image, text, flat.size("embed_dim"), image_projection=projected, objective=objective)
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -246,5 +247,7 @@ FAMILIES = (
         table=table,
         renames=((r"^module\.", ""),),  # of a model that was trained on several devices
         ignored="attn_mask|input_resolution|context_length|vocab_size",
+        config_file=FILE,
+        stem="open_clip_model",
     ),
 )

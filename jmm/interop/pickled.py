@@ -7,18 +7,17 @@ from typing import Any
 from jmm.errors import UserError
 from jmm.interop.stored import places
 
-STEM = "pytorch_model.bin"
+INDEX = ".index.json"
 
 
-def open_pickle(folder: Path) -> dict[str, Any]:
-    """The tensors of pytorch_model.bin, or of the shards that its index lists, by name, as NumPy arrays.
+def open_pickle(folder: Path, name: str) -> dict[str, Any]:
+    """The tensors of a file of a folder, or of the shards that an index lists, by name, as NumPy arrays.
 
     Raises:
       UserError: PyTorch is not installed; a file that is missing, torn, or holds anything but tensors.
     """
-    index = folder / f"{STEM}.index.json"
-    files = sorted(set(places(index).values())) if index.exists() else [STEM]
-    return {name: tensor for file in files for name, tensor in _read(folder / file).items()}
+    files = sorted(set(places(folder / name).values())) if name.endswith(INDEX) else [name]
+    return {tensor: array for file in files for tensor, array in _read(folder / file).items()}
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -71,9 +71,11 @@ class Program:
         """What is known of the free dimensions."""
         return [f"{name} <= {most}" for name, most in self.longest.items()]
 
-    def example(self, config: ModelConfig, rows: int, lengths: Mapping[str, int]) -> dict[str, np.ndarray]:
-        """A batch of noise: ids of the vocabulary, and padding on either side of all texts but the first."""
+    def example(self, config: ModelConfig, rows: int, most: int) -> dict[str, np.ndarray]:
+        """A batch of noise: ids of the vocabulary, of up to `most` tokens, no two free lengths the same, and padding on
+        either side of all texts but the first."""
         rng = np.random.default_rng(rows)
+        lengths = {name: max(min(each, most) - i, 1) for i, (name, each) in enumerate(self.longest.items())}
         batch: dict[str, np.ndarray] = {}
         for name, dimensions in self.inputs.items():
             shape = [rows if each == BATCH else int(lengths.get(str(each), each)) for each in dimensions]

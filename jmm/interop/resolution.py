@@ -39,7 +39,7 @@ def at_resolution(
             raise UserError(
                 f"images of {image_size[0]}×{image_size[1]} do not divide into patches of {tower.patch_size} pixels"
             )
-        new = replace(tower, image_size=image_size)
+        new = replace(tower, image_size=image_size, crop=False)
         config = _put(config, path, new)
         if tower.positions == "learned":
             place = (*path, "positions", "table")

@@ -12,12 +12,12 @@ import shutil
 from pathlib import Path
 
 import jax
-import numpy as np
 from jax import export
-from safetensors.numpy import save_file
 
 from jmm.interop import load_stablehlo
+from jmm.interop.folder import SHARD_BYTES
 from jmm.interop.programs import describe, function, needed_weights, programs, write_description
+from jmm.interop.stored import write_folder
 from jmm.model import Model
 
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -31,6 +31,6 @@ def export_stablehlo(model: Model, folder: Path) -> None:
         abstract = {name: jax.ShapeDtypeStruct(weights[name].shape, weights[name].dtype) for name in program.weights}
         traced = export.export(jax.jit(function(model.config)), platforms=PLATFORMS)(abstract, program.symbolic())
         (folder / file).write_bytes(traced.serialize())
-    save_file({name: np.asarray(each) for name, each in weights.items()}, folder / "model.safetensors")
+    write_folder(folder, weights, {}, SHARD_BYTES)
     write_description(describe(model, found, format="jax.export", platforms=PLATFORMS, jax=jax.__version__), folder)
     shutil.copyfile(load_stablehlo.__file__, folder / "load.py")

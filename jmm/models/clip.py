@@ -43,9 +43,6 @@ from jmm.protocol import Batch, Loss, Outputs, Variables, training_forward
 MAX_LOGIT_SCALE = math.log(100)
 """Section 2.5: the temperature is kept from scaling the logits by more than 100."""
 
-END_OF_TEXT = 49_407
-"""Id of the end of a text in the paper's vocabulary."""
-
 RESNET_STRIDE = 32
 """Pixels to one place of the residual network's grid."""
 
@@ -82,7 +79,8 @@ class TextTower:
     context_length: int = 77
     """The longest text in tokens, marks of begin and end included."""
     mask: Literal["causal", "full"] = "causal"
-    """A token sees itself and what stands before it, or the whole row, padding included (SigLIP)."""
+    """A token sees itself and what stands before it, or all that `text_mask` shows (SigLIP was trained with all of the
+    row, padding included, and its folders ask for a mask that shows all)."""
     pool: Literal["end", "last"] = "end"
     """The text's vector is that of its end, or of the row's last position, be it padding (SigLIP)."""
     end_token: int | None = None
@@ -102,7 +100,8 @@ class Config:
     embed_dim: int = 512
     """Width of the shared space."""
     image_projection: bool = True
-    """A projection of the image's vector to the shared space; without it (SigLIP) the vector must be as wide."""
+    """A projection of the image's vector to the shared space; without it (SigLIP, and a residual network, whose pool
+    ends with one) the vector must be as wide."""
     objective: Literal["softmax", "sigmoid"] = "softmax"
     """CLIP's symmetric softmax over the batch, or SigLIP's sigmoid over pairs."""
     equal_captions: Literal["negatives", "positives"] = "negatives"
@@ -168,8 +167,12 @@ class TextEncoder(nn.Module):
         init = nn.initializers.normal(0.02)
         embed = nn.Embed(cfg.vocab_size, cfg.encoder.width, embedding_init=init, dtype=self.dtype, name="embedding")
         x = LearnedPositions(cfg.context_length, dtype=self.dtype, name="positions")(embed(text))
-        # What stands after the end of the text is never seen, so the mask needs no word about padding.
-        mask = masks.causal() if cfg.mask == "causal" else None
+        mask: masks.Mask | None = None
+        if cfg.mask == "causal":
+            # What stands after the end of the text is never seen, so the mask needs no word about padding.
+            mask = masks.causal()
+        elif text_mask is not None:
+            mask = masks.valid(text_mask)
         x = Transformer(cfg.encoder, self.dtype, name="encoder")(x, mask=mask, train=train)
         if cfg.pool == "last":
             return x, x[:, -1]
@@ -215,9 +218,12 @@ class CLIP(nn.Module):
         self, image: Float[Array, "B H W C"], train: bool
     ) -> tuple[Float[Array, "B N D"], Float[Array, "B E"]]:
         cfg = self.config
+        tower: nn.Module
         if isinstance(cfg.image, ResNetTower):
-            return ResNetEncoder(cfg.image, cfg.embed_dim, self.dtype, name="image")(image, train)
-        features, pooled = ImageEncoder(cfg.image, self.dtype, name="image")(image, train)
+            tower = ResNetEncoder(cfg.image, cfg.embed_dim, self.dtype, name="image")
+        else:
+            tower = ImageEncoder(cfg.image, self.dtype, name="image")
+        features, pooled = tower(image, train)
         if cfg.image_projection:
             return features, self._project(pooled, "image_projection")
         if pooled.shape[-1] != cfg.embed_dim:
@@ -243,10 +249,15 @@ class CLIP(nn.Module):
         return {"logit_scale": jnp.exp(log_scale), "logit_bias": bias}
 
 
-def clip_vit(vision: ImageTower | ResNetTower, width: int, embed_dim: int) -> Config:
-    """A CLIP with one of the paper's text encoders: 12 layers, 64-wide heads, quick-GELU."""
+def clip_vit(vision: ImageTower, width: int, embed_dim: int) -> Config:
+    """A CLIP with one of the paper's text encoders."""
+    return Config(vision, text_tower(width), embed_dim)
+
+
+def text_tower(width: int) -> TextTower:
+    """The paper's text encoder: 12 layers, 64-wide heads, quick-GELU."""
     encoder = TransformerConfig(width, 12, width // 64, 4 * width, activation="quick_gelu", norm_eps=1e-5)
-    return Config(vision, TextTower(encoder, end_token=END_OF_TEXT), embed_dim)
+    return TextTower(encoder, end_token=49_407)
 
 
 def vision_tower(width: int, depth: int, num_heads: int, patch_size: int, image_size: int = 224) -> ImageTower:
@@ -270,6 +281,26 @@ def clip_l14(image_size: int = 224) -> Config:
     return clip_vit(vision_tower(1024, 24, 16, 14, image_size), 768, 768)
 
 
+def clip_resnet(vision: ResNetTower, width: int, embed_dim: int) -> Config:
+    """A CLIP with a residual network, whose pool is the projection, and one of the paper's text encoders."""
+    return Config(vision, text_tower(width), embed_dim, image_projection=False)
+
+
+def clip_rn50() -> Config:
+    """ResNet-50 (table 19): 102.0 M parameters."""
+    return clip_resnet(ResNetTower(), 512, 1024)
+
+
+def clip_rn101() -> Config:
+    """ResNet-101 (table 19): 119.7 M parameters."""
+    return clip_resnet(ResNetTower((3, 4, 23, 3)), 512, 512)
+
+
+def clip_rn50x4() -> Config:
+    """ResNet-50x4 (table 19): about four times the compute of ResNet-50 at 288 px; 178.3 M parameters."""
+    return clip_resnet(ResNetTower((4, 6, 10, 6), 80, 40, (288, 288)), 640, 640)
+
+
 def siglip(encoder: TransformerConfig, patch_size: int, image_size: int, context_length: int = 64) -> Config:
     """SigLIP (section 4): two towers of one shape, the image pooled by attention, the text at its last position."""
     crop = image_size % patch_size > 0
@@ -284,23 +315,8 @@ def siglip_base(image_size: int = 224) -> Config:
 
 
 def siglip_so400m(image_size: int = 384) -> Config:
-    """SigLIP with towers of the shape of Alabdulmohsin et al. 2023 (So400m/14): 878.0 M parameters at 384 px."""
+    """SigLIP So400m/14, of the shape that Alabdulmohsin et al. 2023 found: 878.0 M parameters at 384 px."""
     return siglip(TransformerConfig(1152, 27, 16, 4304, activation="gelu_tanh"), 14, image_size)
-
-
-def clip_rn50() -> Config:
-    """ResNet-50 (table 19): 102.0 M parameters."""
-    return clip_vit(ResNetTower(), 512, 1024)
-
-
-def clip_rn101() -> Config:
-    """ResNet-101 (table 19): 119.7 M parameters."""
-    return clip_vit(ResNetTower((3, 4, 23, 3)), 512, 512)
-
-
-def clip_rn50x4() -> Config:
-    """ResNet-50x4 (table 19): about four times the compute of ResNet-50 at 288 px; 178.3 M parameters."""
-    return clip_vit(ResNetTower((4, 6, 10, 6), 80, 40, (288, 288)), 640, 640)
 
 
 VARIANTS = {
@@ -308,9 +324,9 @@ VARIANTS = {
     "clip_b16": clip_b16(),
     "clip_l14": clip_l14(),
     "clip_l14_336": clip_l14(336),
-    "siglip_base": siglip_base(),
-    "siglip_so400m": siglip_so400m(),
     "clip_rn50": clip_rn50(),
     "clip_rn101": clip_rn101(),
     "clip_rn50x4": clip_rn50x4(),
+    "siglip_base": siglip_base(),
+    "siglip_so400m": siglip_so400m(),
 }

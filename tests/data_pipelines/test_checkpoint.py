@@ -70,8 +70,7 @@ def test_pixels_are_those_of_transformers(tmp_path, name, file):
     expected = theirs(images=[Image.fromarray(each) for each in PICTURES], return_tensors="np")["pixel_values"]
     found = ours(images=PICTURES)["image"]
     assert found.shape == expected.transpose(0, 2, 3, 1).shape
-    bound = 1e-6 * max(1, np.abs(expected).max())
-    np.testing.assert_allclose(found, expected.transpose(0, 2, 3, 1), rtol=0, atol=bound)
+    np.testing.assert_allclose(found, expected.transpose(0, 2, 3, 1), rtol=0, atol=1e-6)
     assert from_json(json.loads(json.dumps(to_json(ours))), "preprocess") == ours
 
 
@@ -96,7 +95,7 @@ def test_files_of_older_versions(tmp_path, kind):
     written, theirs = OLD[kind]
     ours = preprocessor_of(folder_with(tmp_path, {"model_type": kind}, written))
     expected = theirs(images=[Image.fromarray(each) for each in PICTURES], return_tensors="np")["pixel_values"]
-    np.testing.assert_allclose(ours(images=PICTURES)["image"], expected.transpose(0, 2, 3, 1), rtol=0, atol=2e-6)
+    np.testing.assert_allclose(ours(images=PICTURES)["image"], expected.transpose(0, 2, 3, 1), rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -196,3 +196,35 @@ def test_affine_scale_above_one_enlarges():
 def test_affine_of_a_thin_picture(shape):
     image = np.full(shape, 9, np.uint8)
     np.testing.assert_allclose(affine(image, 30.0, 1.3, (0.4, -0.2)), image, atol=1e-5)
+
+
+RAMP = np.arange(60, dtype=np.uint8).reshape(5, 12, 1)
+
+
+def test_the_shorter_edge_then_the_middle():
+    by_hand = np.asarray(Image.fromarray(RAMP[..., 0]).resize((24, 10), Image.Resampling.BILINEAR))
+    found = resize(RAMP, (8, 7), 10, "bilinear")
+    np.testing.assert_array_equal(found[..., 0], by_hand[1:9, 8:15])
+
+
+def test_the_longer_edge_is_rounded_down():
+    assert resize(RAMP[:, :, :], (7, 16), 7).shape == (7, 16, 1)  # 7 · 12 / 5 is 16.8
+    np.testing.assert_array_equal(resize(RAMP, (7, 18), 7)[:, [0, -1]], 0)
+
+
+@pytest.mark.parametrize("size", [(3, 8), (5, 12), (4, 5)])
+def test_the_middle_as_it_is(size):
+    top, left = (5 - size[0]) // 2, (12 - size[1]) // 2
+    np.testing.assert_array_equal(resize(RAMP, size, "none"), RAMP[top : top + size[0], left : left + size[1]])
+
+
+def test_what_is_too_small_lies_on_black():
+    found = resize(RAMP + 1, (8, 9), "none")
+    np.testing.assert_array_equal(found[2:7], RAMP[:, 1:10] + 1)
+    np.testing.assert_array_equal(found[[0, 1, 7]], 0)
+
+
+@pytest.mark.parametrize("resample", ["nearest", "lanczos", "bilinear", "bicubic", "box", "hamming"])
+def test_filters_are_pillows(resample):
+    by_hand = Image.fromarray(RANDOM).resize((5, 9), Image.Resampling[resample.upper()])
+    np.testing.assert_array_equal(resize(RANDOM, (9, 5), "squash", resample), np.asarray(by_hand))

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 
+from data_pipelines.images import resize
 from data_pipelines.pipeline import held_out, training_batches
 from data_pipelines.preprocess import Preprocess
 
@@ -88,3 +89,44 @@ def test_a_label_becomes_int32():
 def test_one_string_is_not_a_list_of_letters():
     with pytest.raises((TypeError, ValueError)):
         replace(Preprocess(), text_length=8)(texts="seven")
+
+
+def test_padding_that_counts():
+    batch = Preprocess(text_length=6, padding="counted")(texts=["ab", ""])
+    assert batch["text_mask"].all() and batch["text"].shape == (2, 6)
+    np.testing.assert_array_equal(batch["text"], Preprocess(text_length=6)(texts=["ab", ""])["text"])
+
+
+@pytest.mark.parametrize(
+    ("texts", "length"), [(["", "a"], 4), (["ab", "a"], 4), (["abc", ""], 8), (["abcdefg"], 12), (["x" * 99], 12)]
+)
+def test_padding_to_the_longest(texts, length):
+    whole, found = (Preprocess(text_length=12, padding=each)(texts=texts) for each in ("masked", "longest"))
+    assert found["text"].shape == found["text_mask"].shape == (len(texts), length)
+    for name, each in found.items():
+        np.testing.assert_array_equal(each, whole[name][:, :length])
+        assert not whole["text_mask"][:, length:].any()
+
+
+def test_examples_have_one_length_however_lists_are_padded():
+    arrays = Preprocess(text_length=12, padding="longest").arrays({"caption": "ab"})
+    assert arrays["text"].shape == (12,) and arrays["text_mask"].sum() == 4
+
+
+def test_bytes_are_scaled():
+    pixels = np.array([[[0], [51], [255]]], np.uint8)
+    found = Preprocess(scale=1.0, mean=(51.0,), std=(2.0,)).normalise(pixels)
+    np.testing.assert_allclose(found, [[[-25.5], [0], [102]]], atol=1e-5)
+
+
+def test_another_size_cuts_off_as_much():
+    preprocess = Preprocess((24, 30), resize=32).sized((48, 60))
+    assert (preprocess.image_size, preprocess.resize) == ((48, 60), 64)
+    assert Preprocess((24, 30), resize="squash").sized((8, 8)).resize == "squash"
+
+
+def test_a_fitted_picture_is_still_brought_to_its_edge():
+    # Its size is the model's, but transformers enlarges it first all the same.
+    picture = RNG.integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    found = Preprocess((8, 8), resize=10).fit(picture)
+    np.testing.assert_array_equal(found, resize(picture, (10, 10), "squash")[1:9, 1:9])

@@ -20,9 +20,14 @@ SCALE = 2.0
 class Planted(nn.Module):
     """An image of four pixels is its embedding and its logits; a text is the unit vector of its last letter, a to d."""
 
+    bias: float | None = None
+    """Of a model that learnt with a sigmoid."""
+
     @nn.compact
     def __call__(self, *, image=None, text=None, text_mask=None, train=False):
         outputs = {"logit_scale": jnp.float32(SCALE)}
+        if self.bias is not None:
+            outputs["logit_bias"] = jnp.float32(self.bias)
         if image is not None:
             pixels = image.reshape(image.shape[0], -1)
             outputs["image_embedding"] = pixels / jnp.linalg.norm(pixels, axis=1, keepdims=True)
@@ -52,9 +57,9 @@ def preprocess():
     return Preprocess((1, 4), 1, mean=(0.0,), std=(1.0,), text_length=24)
 
 
-def model():
+def model(bias=None):
     """The planted model on all devices."""
-    return Model(Config(), Planted(), {}, preprocess(), make_mesh(MeshShape()), batch_size=8)
+    return Model(Config(), Planted(bias), {}, preprocess(), make_mesh(MeshShape()), batch_size=8)
 
 
 def picture(*pixels):

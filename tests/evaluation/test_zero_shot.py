@@ -47,6 +47,14 @@ def test_probabilities_by_hand():
     np.testing.assert_allclose(found, odds / odds.sum(1, keepdims=True), atol=1e-5)
 
 
+@pytest.mark.parametrize("bias", [-1.5, 0.0, 200.0, -200.0])
+def test_a_sigmoid_gives_each_label_its_own(bias):
+    found = classify(model(bias), [picture(153, 204, 0, 0), C], ["a", "b"], ["{}"])
+    with np.errstate(over="ignore"):
+        expected = 1 / (1 + np.exp(-SCALE * np.array([[0.6, 0.8], [0, 0]]) - bias))
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
 def test_draw_shows_some_of_each_class(tmp_path):
     (path,) = ZeroShot(tuple(LETTERS)).draw(MODEL, pairs(*TRUE * 3), tmp_path)
     assert path == tmp_path / "similarity.png"

@@ -219,7 +219,7 @@ def test_what_they_cannot_express_is_refused_by_name(family, config, says):
 
 @pytest.mark.parametrize("family", [CLIP, SIGLIP], ids=["clip", "siglip"])
 def test_residual_networks_are_refused(family):
-    with pytest.raises(UserError, match="the image tower is a residual network, which CLIP and SigLIP in transformers"):
+    with pytest.raises(UserError, match="transformers has no CLIP with a residual network"):
         write_config(family, VARIANTS["clip_rn50"])
 
 
@@ -284,7 +284,11 @@ def test_transformers_loads_what_we_write(kind, tmp_path):
     batch = {"image": jnp.asarray(image), "text": jnp.asarray(text), "text_mask": jnp.asarray(mask)}
     outputs = jax.jit(config.build().apply)(variables, **batch)
     with torch.no_grad():
-        out = model.eval()(input_ids=torch.tensor(text).long(), pixel_values=torch.tensor(image).permute(0, 3, 1, 2))
+        out = model.eval()(
+            input_ids=torch.tensor(text).long(),
+            attention_mask=torch.tensor(mask).long(),
+            pixel_values=torch.tensor(image).permute(0, 3, 1, 2),
+        )
     assert_close(outputs["image_embedding"], out.image_embeds)
     assert_close(outputs["text_embedding"], out.text_embeds)
     logits = outputs["logit_scale"] * outputs["image_embedding"] @ outputs["text_embedding"].T

@@ -1,5 +1,7 @@
 """open_clip's form of CLIP: its config, its tensors in both directions, its ViT against transformers, refusals."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,6 +20,7 @@ from tests.goldens import golden_files, read_golden
 FAMILY = FAMILIES[0]
 TEXT = {"context_length": 77, "vocab_size": 49408, "width": 512, "heads": 8, "layers": 12}
 RN50 = {"layers": [3, 4, 6, 3], "width": 64, "patch_size": None, "image_size": 224}
+RESNET = clip.VARIANTS["clip_rn50"]
 PREPROCESS = {"mean": [0.48, 0.46, 0.41], "std": [0.27, 0.26, 0.28]}
 
 
@@ -151,16 +154,16 @@ def test_what_says_nothing_about_the_outputs_is_let_pass():
 @pytest.mark.parametrize(
     ("config", "says"),
     [
-        (clip.Config(clip.ResNetTower(channels=1), clip.VARIANTS["clip_rn50"].text), "image.channels is 1"),
+        (replace(RESNET, image=clip.ResNetTower(channels=1)), "image.channels is 1"),
+        (replace(RESNET, image_projection=True), "image_projection is True"),
+        (replace(RESNET, text=replace(RESNET.text, end_token=None)), "text.end_token is None, they would have 49407"),
         (
-            clip.Config(
-                clip.vision_tower(64, 1, 1, 32), clip.TextTower(TransformerConfig(64, 1, 1, 64, norm_eps=1e-5))
-            ),
-            "image.encoder.activation is 'quick_gelu', they would have 'gelu'",
+            replace(RESNET, text=replace(RESNET.text, encoder=TransformerConfig(64, 1, 1, 64))),
+            "text.encoder.norm_eps is 1e-06",
         ),
         (
-            clip.Config(clip.ResNetTower(), clip.TextTower(TransformerConfig(64, 1, 1, 64))),
-            "text.encoder.norm_eps is 1e-06",
+            clip.Config(clip.vision_tower(64, 1, 1, 32), clip.TextTower(TransformerConfig(64, 1, 1, 64))),
+            "image.encoder.activation is 'quick_gelu', they would have 'gelu'",
         ),
     ],
 )

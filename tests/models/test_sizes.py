@@ -28,14 +28,14 @@ CLIP = {
     "clip_l14": 427_616_513,
     "clip_l14_336": 427_944_193,
 }
-SIGLIP = {
-    "siglip_base": 203_155_970,
-    "siglip_so400m": 877_960_498,
-}
 CLIP_RESNET = {
     "clip_rn50": 102_007_137,
     "clip_rn101": 119_688_033,
     "clip_rn50x4": 178_300_601,
+}
+SIGLIP = {
+    "siglip_base": 203_155_970,
+    "siglip_so400m": 877_960_498,
 }
 
 
@@ -98,11 +98,10 @@ CLIP_RESNET_SIZES = {
 
 
 def test_every_variant_has_a_published_count():
-    assert vit.VARIANTS.keys() == VIT.keys() | DINO.keys()
-    assert clip.VARIANTS.keys() == CLIP.keys() | CLIP_RESNET.keys() | SIGLIP.keys()
-    assert VIT.keys() == VIT_SIZES.keys() and DINO.keys() == DINO_SIZES.keys()
-    assert CLIP.keys() == CLIP_SIZES.keys() and CLIP_RESNET.keys() == CLIP_RESNET_SIZES.keys()
-    assert SIGLIP.keys() == SIGLIP_SIZES.keys()
+    assert vit.VARIANTS.keys() == (VIT | DINO).keys() == (VIT_SIZES | DINO_SIZES).keys()
+    assert clip.VARIANTS.keys() == (CLIP | SIGLIP | CLIP_RESNET).keys()
+    assert (CLIP | SIGLIP).keys() == (CLIP_SIZES | SIGLIP_SIZES).keys()
+    assert CLIP_RESNET.keys() == CLIP_RESNET_SIZES.keys()
 
 
 @pytest.mark.parametrize("name", VIT)
@@ -120,6 +119,10 @@ def test_vit_parameters_round_to_table_1():
         assert round((count(vit.VARIANTS[name]) - head) / 1e6) == millions
 
 
+def text_tower(width, embed_dim):
+    return (49_408 + 77) * width + blocks(width, 12, 4 * width) + 2 * width + width * embed_dim
+
+
 @pytest.mark.parametrize("name", DINO)
 def test_dino_parameters(name):
     width, depth, patch = DINO_SIZES[name]
@@ -130,10 +133,6 @@ def test_dino_parameters(name):
 def test_dino_parameters_round_to_table_1():
     """In millions, without the head that DINO trains with; the table rounds down."""
     assert [DINO[name] // 1_000_000 for name in ("dino_s16", "dino_s8", "dino_b16", "dino_b8")] == [21, 21, 85, 85]
-
-
-def text_tower(width, embed_dim):
-    return (49_408 + 77) * width + blocks(width, 12, 4 * width) + 2 * width + width * embed_dim
 
 
 @pytest.mark.parametrize("name", CLIP)
