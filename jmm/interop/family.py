@@ -12,6 +12,7 @@ import numpy as np
 from jmm.errors import UserError
 from jmm.interop.fields import Fields
 from jmm.interop.table import Row, Tensors, export_tensors, flatten, import_tensors
+from jmm.models.vit import ImageTower
 from jmm.parts.transformer import TransformerConfig
 from jmm.protocol import ModelConfig, inputs_of
 
@@ -137,10 +138,12 @@ LOSS_ALONE = {"label_smoothing", "equal_captions"}
 
 
 def plain(config: Any) -> Any:
-    """A config without what is a matter of running or training alone: how the layers are run, rates of dropout, and
-    what only the loss reads."""
+    """A config without what is a matter of running or training alone (how the layers are run, rates of dropout, what
+    only the loss reads), and without a crop that leaves nothing out."""
     if isinstance(config, TransformerConfig):
         config = replace(config, scan=True, remat="none", dropout=0.0)
+    if isinstance(config, ImageTower) and not any(side % config.patch_size for side in config.image_size):
+        config = replace(config, crop=False)
     if not is_dataclass(config) or isinstance(config, type):
         return config
     values = {each.name: plain(getattr(config, each.name)) for each in fields(config) if each.init}

@@ -83,6 +83,11 @@ def test_the_same_size_changes_nothing():
     jax.tree.map(np.testing.assert_array_equal, same_variables, variables)
 
 
+def test_a_size_of_its_own_that_does_not_divide_stays():
+    config = VARIANTS["siglip_so400m"]
+    assert at_resolution(config, {"params": {}}, (384, 384)) == (config, {"params": {}})
+
+
 def test_half_precision_stays():
     _, config, variables = model_of("vit")
     half = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.bfloat16), variables)

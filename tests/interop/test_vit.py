@@ -150,6 +150,11 @@ def test_what_they_cannot_express_is_refused_by_name(change, says):
         write_config(VIT, changed(VARIANTS["vit_b16"], path, value))
 
 
+def test_a_crop_that_leaves_nothing_out_is_none():
+    config = replace(VARIANTS["vit_b16"], image=replace(B16, crop=True))
+    assert write_config(VIT, config) == write_config(VIT, VARIANTS["vit_b16"])
+
+
 def test_what_the_loss_alone_reads_is_left_out():
     assert write_config(VIT, published("vit_b16", label_smoothing=0.1)) == write_config(VIT, published("vit_b16"))
 
