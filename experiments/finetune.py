@@ -1,6 +1,6 @@
 """Fine-tunes a published CLIP or SigLIP on your own images in a folder.
 
-    jmm train experiments/finetune.py --from clip-vit-base-patch32 --workdir runs/tuned --data.path photos
+    jmm train experiments/finetune.py --workdir runs/tuned --from clip-vit-base-patch32 --data.path photos
 
 `--from` names a folder with config.json, *.safetensors, tokenizer and image processor, as transformers writes it; its
 system and its preprocessing take the place of those below. The folder of images is as for experiments/folder.py.
