@@ -20,12 +20,15 @@ def run(folder, name, batch):
 """
 
 
-def test_systems_run_in_onnxruntime_alone(tmp_path):
+def test_systems_run_in_onnxruntime_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(jmm.interop.onnx, "SINGLE_FILE", 70_000)
     models = {name: model_of(CONFIGS[name]) for name in ("vit", "clip", "llama", "t5")}
     for name, model in models.items():
         (tmp_path / name).mkdir()
         export_onnx(model, tmp_path / name)
     assert_runs_elsewhere(RUN, {"jmm", "flax", "jax", "torch", "data_pipelines"}, models, tmp_path)
+    beside = {name: (tmp_path / name / "image.onnx.data").exists() for name in ("vit", "clip")}
+    assert beside == {"vit": True, "clip": False}
     graph = onnx.load(tmp_path / "llama" / "text.onnx").graph
     sizes = [[each.dim_param for each in field.type.tensor_type.shape.dim] for field in graph.input]
     assert [field.name for field in graph.input] == ["text", "text_mask"]
