@@ -3,8 +3,8 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
-from typing import Any, Protocol, runtime_checkable
+from functools import cached_property, partial
+from typing import Any, Protocol, cast, runtime_checkable
 
 import flax.linen as nn
 import jax
@@ -13,7 +13,8 @@ from jax.sharding import Mesh
 
 from data_pipelines.preprocess import Arrays, Preprocess
 from jmm.distributed.mesh import BATCH_AXES
-from jmm.distributed.sharding import batch_sharding, on_mesh, replicated
+from jmm.distributed.sharding import batch_sharding, on_mesh, replicated, tree_shardings
+from jmm.parts.transformer import unstack
 from jmm.protocol import ModelConfig, Outputs, Variables, forward, inputs_of
 
 
@@ -59,6 +60,17 @@ class Model:
         """The same with other weights; nothing is compiled again."""
         return replace(self, variables=variables, origin=self.origin.changed() if self.origin else None)
 
+    @cached_property
+    def unstacked(self) -> Variables:
+        """The weights with layers one by one (`jmm.parts.transformer.unstack`), with which text is written faster: a
+        second copy, made when it is first asked for, of weights that do not lie so already."""
+        abstract, structure = jax.eval_shape(unstack, self.variables), cast(Any, jax.tree.structure)
+        if structure(abstract) == structure(self.variables):
+            return self.variables
+        shardings = {name: tree_shardings(tree, self.mesh) for name, tree in abstract.items()}
+        apart: Variables = jax.jit(unstack, out_shardings=shardings)(self.variables)
+        return apart
+
     def __call__(self, **batch: Any) -> Outputs:
         """The outputs for a batch of any size; fields that the system does not read are left out.
 
@@ -72,11 +84,15 @@ class Model:
         if not inputs:
             raise ValueError(f"{type(self.module).__name__} reads none of {', '.join(batch) or 'no fields'}")
         rows = {name: len(each) for name, each in inputs.items()}
-        ways = math.prod(self.mesh.shape[axis] for axis in BATCH_AXES)
-        placed = {name: self._place(np.asarray(each), -(-rows[name] // ways) * ways) for name, each in inputs.items()}
         with on_mesh(self.mesh):
-            outputs = self._forward(self.variables, placed)
+            outputs = self._forward(self.variables, self.place(inputs))
         return {name: each[: _rows_of(name, rows)] if each.ndim else each for name, each in outputs.items()}
+
+    def place(self, inputs: Mapping[str, Any]) -> dict[str, jax.Array]:
+        """Fields of a batch on the devices; rows are added until the devices share them evenly."""
+        ways = math.prod(self.mesh.shape[axis] for axis in BATCH_AXES)
+        arrays = {name: np.asarray(each) for name, each in inputs.items()}
+        return {name: self._place(each, -(-len(each) // ways) * ways) for name, each in arrays.items()}
 
     def outputs(self, batch: Arrays, names: Sequence[str]) -> Arrays:
         """Some of the outputs for many rows, `batch_size` at a time, as NumPy arrays."""

@@ -48,9 +48,34 @@ class ModelConfig(Protocol):
         ...
 
 
-def inputs_of(module: nn.Module, batch: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of a batch that the module's call names (a label is for the loss alone)."""
-    named = inspect.signature(type(module).__call__).parameters
+@runtime_checkable
+class Writer(Protocol):
+    """A module that writes tokens, besides what its call does. `jmm.generation` applies both methods with the
+    collection `cache` mutable: `prefill` fills it, and every `step` adds a token to it."""
+
+    @property
+    def max_tokens(self) -> int | None:
+        """The most tokens of a row that the cache can hold; None: there is no such limit."""
+        ...
+
+    @property
+    def continues(self) -> bool:
+        """Whether what is written continues the text of the batch; if not, the text is read and another written."""
+        ...
+
+    def prefill(self, **fields: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Given fields of a batch, the logits [B, V] of the first token to be written, and how many tokens [B] of each
+        row the cache then holds."""
+        ...
+
+    def step(self, token: jax.Array, position: jax.Array) -> jax.Array:
+        """Given a token [B] and its position among the tokens of the cache [B], the logits [B, V] of the next."""
+        ...
+
+
+def inputs_of(module: nn.Module, batch: Mapping[str, Any], method: str = "__call__") -> dict[str, Any]:
+    """The fields of a batch that a method of the module names (a label is for the loss alone)."""
+    named = inspect.signature(getattr(type(module), method)).parameters
     return {name: value for name, value in batch.items() if name in named}
 
 

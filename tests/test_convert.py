@@ -116,7 +116,7 @@ def test_there_and_back_is_bit_for_bit(published, tmp_path, capsys):
     run(capsys, "convert", published, tmp_path / "ours", "--to", "jmm")
     run(capsys, "convert", published, tmp_path / "theirs", "--to", "hf")
     names = sorted(path.name for path in published.iterdir())
-    assert {"model.safetensors", "config.json", "tokenizer_config.json", "preprocessor_config.json"} <= set(names)
+    assert {"model.safetensors", "config.json", "vocab.json", "preprocessor_config.json"} <= set(names)
     for name in names:
         assert (tmp_path / "theirs" / name).read_bytes() == (published / name).read_bytes(), name
     ours, theirs = jmm.load(tmp_path / "ours"), jmm.load(published)

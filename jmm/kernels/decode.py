@@ -1,7 +1,8 @@
 """Attention of one new token over a cache of keys and values, as generation takes it.
 
 The cache has a fixed size, so one compiled step serves every length. Token t lies in slot t mod S: a cache as long as
-the text never wraps, a shorter one is a ring buffer that holds the last S tokens.
+the text never wraps, a shorter one is a ring buffer that holds the last S tokens. Heads stand in front of the slots:
+so every head's slots lie together, and no step lays the cache out anew.
 """
 
 import jax.numpy as jnp
@@ -14,8 +15,8 @@ from jmm.kernels.choice import Implementation
 
 def decode_attention(
     q: Float[Array, "B H D"],
-    k_cache: Float[Array, "B S G D"],
-    v_cache: Float[Array, "B S G D"],
+    k_cache: Float[Array, "B G S D"],
+    v_cache: Float[Array, "B G S D"],
     lengths: Int[Array, "B"],
     *,
     window: int | None = None,
@@ -40,7 +41,7 @@ def decode_attention(
       ValueError: naming the shapes that disagree.
     """
     rows, heads, width = q.shape
-    slots, kv_heads = k_cache.shape[1:3]
+    kv_heads, slots = k_cache.shape[1:3]
     if heads % kv_heads:
         raise ValueError(f"{heads} query heads do not divide into groups over {kv_heads} key heads")
     if window is not None and window < 1:
@@ -51,7 +52,8 @@ def decode_attention(
         many = (bias.shape[0], kv_heads, group, slots)
         bias = bias.reshape(many) if bias.shape[1] == heads else jnp.broadcast_to(bias[:, :, None], many)
     seen = masks.valid(visible_slots(lengths, slots, window))
-    out = attention(grouped, k_cache, v_cache, mask=seen, bias=bias, scale=scale, implementation=implementation)
+    k, v = (jnp.swapaxes(cache, 1, 2) for cache in (k_cache, v_cache))
+    out = attention(grouped, k, v, mask=seen, bias=bias, scale=scale, implementation=implementation)
     return out.swapaxes(1, 2).reshape(rows, heads, width)
 
 
@@ -63,8 +65,8 @@ def visible_slots(lengths: Int[Array, "B"], slots: int, window: int | None = Non
 
 
 def store(
-    cache: Float[Array, "B S G D"], new: Float[Array, "B G D"], lengths: Int[Array, "B"]
-) -> Float[Array, "B S G D"]:
+    cache: Float[Array, "B G S D"], new: Float[Array, "B G D"], lengths: Int[Array, "B"]
+) -> Float[Array, "B G S D"]:
     """The cache with the newest token's keys or values in their slots; `lengths` includes that token."""
-    slots = cache.shape[1]
-    return cache.at[jnp.arange(cache.shape[0]), (lengths - 1) % slots].set(new.astype(cache.dtype))
+    slots = cache.shape[2]
+    return cache.at[jnp.arange(cache.shape[0]), :, (lengths - 1) % slots].set(new.astype(cache.dtype))

@@ -21,8 +21,10 @@ def reference(
     H query heads share G key heads in equal groups. A query that sees no key gets zeros.
     """
     batch, q_length, heads, width = q.shape
-    q = q.reshape(batch, q_length, k.shape[2], -1, width)
-    logits = jnp.einsum("bqghd,bkgd->bghqk", q, k, preferred_element_type=jnp.float32) * scale
+    # Heads in front, those of a group as one: XLA's products over leading batch dimensions lay nothing out anew.
+    q, k, v = (jnp.swapaxes(each, 1, 2) for each in (q, k, v))
+    q = q.reshape(batch, k.shape[1], -1, width)
+    logits = jnp.einsum("bgqd,bgkd->bgqk", q, k, preferred_element_type=jnp.float32) * scale
     logits = logits.reshape(batch, heads, q_length, -1)
     if bias is not None:
         logits += bias
@@ -32,5 +34,5 @@ def reference(
     weights = jnp.exp(logits - jax.lax.stop_gradient(top))
     total = jnp.sum(weights, axis=-1, keepdims=True)
     weights /= jnp.where(total > 0, total, 1)
-    weights = weights.reshape(batch, k.shape[2], -1, *weights.shape[-2:]).astype(v.dtype)
-    return jnp.einsum("bghqk,bkgd->bqghd", weights, v).reshape(batch, q_length, heads, width)
+    out = jnp.einsum("bgqk,bgkd->bgqd", weights.reshape(*q.shape[:3], -1).astype(v.dtype), v)
+    return jnp.swapaxes(out.reshape(batch, heads, q_length, width), 1, 2)

@@ -197,12 +197,12 @@ class CLIP(nn.Module):
         self,
         *,
         image: Float[Array, "B H W C"] | None = None,
-        text: Int[Array, "B L"] | None = None,
-        text_mask: Bool[Array, "B L"] | None = None,
+        text: Int[Array, "texts L"] | None = None,
+        text_mask: Bool[Array, "texts L"] | None = None,
         train: bool = False,
     ) -> Outputs:
         """Gives image_embedding, text_embedding [B,E] (unit length), image_features [B,N,D], text_features
-        [B,L,D], logit_scale and, for the sigmoid objective, logit_bias."""
+        [B,L,D], logit_scale and, for the sigmoid objective, logit_bias. Images and texts may differ in number."""
         outputs: Outputs = {}
         if image is not None:
             features, pooled = self._encode_image(image, train)

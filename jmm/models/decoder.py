@@ -24,7 +24,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jmm.kernels import masks
 from jmm.objectives.language import next_token
-from jmm.parts.positions import LearnedPositions, count_positions
+from jmm.parts.positions import LearnedPositions, count_positions, left_aligned
 from jmm.parts.transformer import Transformer, TransformerConfig
 from jmm.protocol import Batch, Loss, Outputs, Variables, forward
 
@@ -96,6 +96,31 @@ class Decoder(nn.Module):
         embedded: Float[Array, "B L E"] = self.embedding(text)
         return embedded
 
+    @property
+    def max_tokens(self) -> int | None:
+        """As many as there are learned positions."""
+        return None if self.config.first_position is None else self.config.context_length
+
+    @property
+    def continues(self) -> bool:
+        """It continues its text."""
+        return True
+
+    def prefill(
+        self, *, text: Int[Array, "B L"], text_mask: Bool[Array, "B L"] | None = None
+    ) -> tuple[Float[Array, "B V"], Int[Array, "B"]]:
+        """Reads prompts into the cache: the logits of each one's next token, and the tokens of each in the cache."""
+        text, lengths = left_aligned(text, text_mask)
+        # What stands behind a prompt is seen by none of its tokens, and its slots are written anew.
+        features = self._transform(self.embed(text), masks.causal(), cached=True)
+        last = jnp.take_along_axis(features, lengths[:, None, None] - 1, axis=1)
+        return self.logits(last)[:, 0], lengths
+
+    def step(self, token: Int[Array, "B"], position: Int[Array, "B"]) -> Float[Array, "B V"]:
+        """Reads one more token of each row into the cache, and gives the logits of the next."""
+        features = self._transform(self.embed(token[:, None]), positions=position[:, None], cached=True)
+        return self.logits(features)[:, 0]
+
     def decode(
         self, x: Float[Array, "B L E"], mask: Bool[Array, "B L"] | None = None, train: bool = False
     ) -> Float[Array, "B L D"]:
@@ -103,11 +128,22 @@ class Decoder(nn.Module):
         # Places are counted over real tokens, so that padding on the left moves no text to other positions.
         positions = None if mask is None else count_positions(mask)
         visible = masks.causal() if mask is None else masks.causal() & masks.valid(mask)
+        return self._transform(x, visible, positions, train=train)
+
+    def _transform(
+        self,
+        x: jax.Array,
+        mask: masks.Mask | None = None,
+        positions: jax.Array | None = None,
+        *,
+        cached: bool = False,
+        train: bool = False,
+    ) -> jax.Array:
         if self.config.embed_dim is not None:
             x = self.input_projection(x)
         if self.config.first_position is not None:
             x = self.positions(x, positions)
-        decoded: Float[Array, "B L D"] = self.decoder(x, mask=visible, positions=positions, train=train)
+        decoded: jax.Array = self.decoder(x, mask=mask, positions=positions, cached=cached, train=train)
         return decoded
 
     def logits(self, features: Float[Array, "B L D"]) -> Float[Array, "B L V"]:

@@ -162,29 +162,62 @@ class EncoderDecoder(nn.Module):
         context_mask: Bool[Array, "B L"] | None = None,
         *,
         positions: Int[Array, "#B M"] | None = None,
+        cached: bool = False,
         train: bool = False,
     ) -> Float[Array, "B M D"]:
         """Every embedded token of the target after the decoder, having seen itself, the real ones before it, and what
         is real of `context`, the encoder's output. `positions` are the places of the tokens where they are not those
-        of the real ones, from 0."""
+        of the real ones, from 0. `cached` is that of `MultiHeadAttention`."""
         cfg, bias = self.config, None
+        slots = self.decoder.slots() if cached else None
         if cfg.first_position is not None:
             counted = None if mask is None else count_positions(mask)
             x = self.decoder_positions(x, counted if positions is None else positions)
         if cfg.relative_buckets is not None:
             places = jnp.arange(x.shape[1])[None] if positions is None else positions
-            bias = self.decoder_bias(places, places)
+            bias = self.decoder_bias(places, places if slots is None else jnp.arange(slots)[None])
         if cfg.embedding_norm:
             x = self.decoder_norm(x)
+        visible = masks.causal() if mask is None else masks.causal() & masks.valid(mask)
         decoded: Float[Array, "B M D"] = self.decoder(
             x,
-            mask=masks.causal() if mask is None else masks.causal() & masks.valid(mask),
+            mask=visible if slots is None else None,
             bias=bias,
             context=context,
             context_mask=None if context_mask is None else masks.valid(context_mask),
+            positions=positions,
+            cached=cached,
             train=train,
         )
         return decoded
+
+    @property
+    def max_tokens(self) -> int | None:
+        """As many as there are learned positions."""
+        return None if self.config.first_position is None else self.config.context_length
+
+    @property
+    def continues(self) -> bool:
+        """It reads one text and writes another."""
+        return False
+
+    def prefill(
+        self, *, text: Int[Array, "B L"], text_mask: Bool[Array, "B L"] | None = None
+    ) -> tuple[Float[Array, "B V"], Int[Array, "B"]]:
+        """Reads texts, and into the cache the token before each target: the logits of the target's first token, and the
+        one token of each row in the cache."""
+        real = jnp.ones(text.shape, bool) if text_mask is None else text_mask
+        self.put_variable("cache", "context", self.encode(self.embed(text), text_mask))
+        self.put_variable("cache", "context_mask", real)
+        start = jnp.full(text.shape[:1], self.config.start_id, jnp.int32)
+        return self.step(start, jnp.zeros_like(start)), jnp.ones_like(start)
+
+    def step(self, token: Int[Array, "B"], position: Int[Array, "B"]) -> Float[Array, "B V"]:
+        """Reads one more token of each target into the cache, and gives the logits of the next."""
+        context: jax.Array = self.get_variable("cache", "context")
+        real: jax.Array = self.get_variable("cache", "context_mask")
+        x, places = self.embed(token[:, None]), position[:, None]
+        return self.logits(self.decode(x, context, None, real, positions=places, cached=True))[:, 0]
 
     def logits(self, features: Float[Array, "B M D"]) -> Float[Array, "B M V"]:
         """The logits of the next token."""

@@ -45,6 +45,17 @@ def count_positions(mask: Bool[Array, "B L"]) -> Int[Array, "B L"]:
     return jnp.where(mask, jnp.cumsum(mask, axis=1, dtype=jnp.int32) - 1, 0)
 
 
+def left_aligned(
+    tokens: Int[Array, "B L"], mask: Bool[Array, "B L"] | None
+) -> tuple[Int[Array, "B L"], Int[Array, "B"]]:
+    """The real tokens of each row in its first places, in their order, with the padding behind them; and their number.
+    Without a mask every token is real."""
+    if mask is None:
+        return tokens, jnp.full(tokens.shape[:1], tokens.shape[1], jnp.int32)
+    order = jnp.argsort(~mask, axis=1, stable=True)
+    return jnp.take_along_axis(tokens, order, axis=1), mask.sum(axis=1, dtype=jnp.int32)
+
+
 class LearnedPositions2D(nn.Module):
     """A table of learned position vectors for a grid of image tokens.
 

@@ -1,6 +1,6 @@
 """The transformer block and the stack of them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -15,6 +15,7 @@ from jmm.kernels.masks import Mask
 from jmm.parts.attention import MultiHeadAttention
 from jmm.parts.feed_forward import Activation, FeedForward
 from jmm.parts.norms import NormKind, make_norm
+from jmm.protocol import Variables
 
 REMAT_POLICIES = {
     "full": jax.checkpoint_policies.nothing_saveable,
@@ -87,12 +88,14 @@ class Block(nn.Module):
         x: Float[Array, "B L D"],
         *,
         mask: Mask | None = None,
-        bias: Float[Array, "#B #H L L"] | None = None,
+        bias: Float[Array, "#B #H L S"] | None = None,
         context: Float[Array, "B M E"] | None = None,
         context_mask: Mask | None = None,
         positions: Int[Array, "#B L"] | None = None,
+        cached: bool = False,
         train: bool = False,
     ) -> Float[Array, "B L D"]:
+        """`cached` is that of `MultiHeadAttention`, for both attentions."""
         cfg = self.config
         if cfg.cross_attention != (context is not None):
             raise ValueError("a block with cross_attention needs a context, and one without takes none")
@@ -114,11 +117,16 @@ class Block(nn.Module):
 
         attention = attend(cfg.rotary_base, "attention")
         x = self._residual(
-            x, lambda h: attention(h, mask=mask, bias=bias, positions=positions), "attention_norm", train
+            x,
+            lambda h: attention(h, mask=mask, bias=bias, positions=positions, cached=cached),
+            "attention_norm",
+            train,
         )
         if cfg.cross_attention:
             cross = attend(None, "cross_attention")
-            x = self._residual(x, lambda h: cross(h, context, mask=context_mask), "cross_attention_norm", train)
+            x = self._residual(
+                x, lambda h: cross(h, context, mask=context_mask, cached=cached), "cross_attention_norm", train
+            )
         mlp = FeedForward(cfg.mlp_dim, cfg.activation, cfg.gated, cfg.use_bias, self.dtype, name="mlp")
         return self._residual(x, mlp, "mlp_norm", train)
 
@@ -133,15 +141,50 @@ class Block(nn.Module):
         return norm(x + drop(sublayer(x)))
 
 
+class Layers(nn.Module):
+    """The blocks of a stack whose parameters lie one by one (`unstack`), in turn."""
+
+    config: TransformerConfig
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B L D"], **inputs: Any) -> Float[Array, "B L D"]:
+        for layer in range(self.config.depth):
+            x = Block(self.config, self.dtype, name=str(layer))(x, **inputs)
+        return x
+
+
 class Transformer(nn.Module):
-    """`depth` blocks whose parameters are stacked on a leading axis, and the final norm of a pre-norm stack."""
+    """`depth` blocks whose parameters are stacked on a leading axis, and the final norm of a pre-norm stack.
+
+    Applied to parameters that `unstack` has laid out one by one, it takes no slices of the stack: on a CPU a forward
+    pass is some per cent faster so, and writing token by token twice as fast.
+    """
 
     config: TransformerConfig
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "B L D"], *, train: bool = False, **inputs: Any) -> Float[Array, "B L D"]:
-        """`inputs` are those of `Block` (mask, bias, context, context_mask, positions)."""
+        """`inputs` are those of `Block` (mask, bias, context, context_mask, positions, cached)."""
+        cfg = self.config
+        if self.has_variable("params", "blocks") and FIRST in self.get_variable("params", "blocks"):
+            x = Layers(cfg, self.dtype, name="blocks")(x, train=train, **inputs)
+        else:
+            x = self._scanned(x, train, inputs)
+        if cfg.norm_order == "pre":
+            x = make_norm(cfg.norm, cfg.norm_eps, self.dtype, "norm")(x)
+        return x
+
+    def slots(self) -> int | None:
+        """How many tokens the cache of self-attention has room for; None: it is empty."""
+        if not self.has_variable("cache", "blocks"):
+            return None
+        blocks: Any = self.get_variable("cache", "blocks")
+        count: int = blocks.get(FIRST, blocks)["attention"]["key"].shape[-2]
+        return count
+
+    def _scanned(self, x: jax.Array, train: bool, inputs: dict[str, Any]) -> jax.Array:
         cfg = self.config
 
         def layer(block: Block, x: jax.Array, _: None) -> tuple[jax.Array, None]:
@@ -151,12 +194,29 @@ class Transformer(nn.Module):
             layer = nn.remat(layer, policy=REMAT_POLICIES[cfg.remat], prevent_cse=not cfg.scan)
         stack = nn.scan(
             layer,
-            variable_axes={"params": 0},
+            variable_axes={"params": 0, "cache": 0},
             split_rngs={"params": True, "dropout": True},
             length=cfg.depth,
             unroll=1 if cfg.scan else cfg.depth,
         )
         x, _ = stack(Block(cfg, self.dtype, name="blocks"), x, None)
-        if cfg.norm_order == "pre":
-            x = make_norm(cfg.norm, cfg.norm_eps, self.dtype, "norm")(x)
         return x
+
+
+FIRST = "0"
+"""The first layer's name where layers lie one by one."""
+
+
+def unstack(variables: Variables) -> Variables:
+    """The same variables with the layers of every stack one by one: `blocks/mlp/…` [depth, …] becomes `blocks/0/mlp/…`,
+    `blocks/1/mlp/…` and so on. Layers that lie so already are left alone."""
+
+    def apart(name: str, tree: Any) -> Any:
+        if not isinstance(tree, Mapping):
+            return tree
+        if name != "blocks" or FIRST in tree:
+            return {key: apart(key, each) for key, each in tree.items()}
+        depth = len(jax.tree.leaves(tree)[0])
+        return {str(layer): jax.tree.map(lambda leaf, layer=layer: leaf[layer], tree) for layer in range(depth)}
+
+    return {name: apart(name, tree) for name, tree in variables.items()}

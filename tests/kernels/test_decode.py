@@ -34,7 +34,7 @@ def test_token_by_token_is_the_whole_text_at_once(slots, window):
         caches = tuple(store(c, x[rows, now], lengths) for c, x in zip(caches, (k, v), strict=True))
         return caches, decode_attention(q[rows, now], *caches, lengths, window=window)
 
-    caches = (jnp.full((B, slots, G, D), 1e4),) * 2
+    caches = (jnp.full((B, G, slots, D), 1e4),) * 2
     alive = jnp.array([L, 5, 8])
     for t in range(L):
         caches, out = step(caches, t, alive)
@@ -48,7 +48,8 @@ def test_bias_and_implementations(implementation, bias_shape):
     q, k, v = text(1)
     bias = jnp.asarray(np.random.default_rng(2).standard_normal(bias_shape), jnp.float32)
     lengths = jnp.array([1, 7, 0])
-    out = decode_attention(q[:, 0], k, v, lengths, bias=bias, scale=0.3, implementation=implementation)
+    caches = (k.swapaxes(1, 2), v.swapaxes(1, 2))
+    out = decode_attention(q[:, 0], *caches, lengths, bias=bias, scale=0.3, implementation=implementation)
     for row in range(B):
         n = int(lengths[row])
         if n == 0:
@@ -73,6 +74,6 @@ def test_slots_of_a_ring_that_has_wrapped():
 def test_bad_input_is_named():
     q, k, v = text()
     with pytest.raises(ValueError, match="6 query heads do not divide into groups over 4 key heads"):
-        decode_attention(q[:, 0], jnp.ones((B, L, 4, D)), jnp.ones((B, L, 4, D)), jnp.ones(B, int))
+        decode_attention(q[:, 0], jnp.ones((B, 4, L, D)), jnp.ones((B, 4, L, D)), jnp.ones(B, int))
     with pytest.raises(ValueError, match="at least the newest token, not 0"):
-        decode_attention(q[:, 0], k, v, jnp.ones(B, int), window=0)
+        decode_attention(q[:, 0], *(each.swapaxes(1, 2) for each in (k, v)), jnp.ones(B, int), window=0)

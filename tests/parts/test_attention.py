@@ -138,3 +138,65 @@ def test_the_result_may_have_a_width_of_its_own():
 def test_width_that_does_not_divide_into_heads_is_refused():
     with pytest.raises(ValueError, match="width of 10 does not divide into 3 heads"):
         MultiHeadAttention(3).init(jax.random.key(0), jnp.zeros((1, 2, 10)))
+
+
+# --- with a cache ---
+
+
+@pytest.mark.parametrize("rotary_base", [None, 50.0])
+def test_tokens_one_by_one_equal_the_whole(rotary_base):
+    x, module = jnp.asarray(noise(2, 6, 24), jnp.float32), MultiHeadAttention(6, 2, rotary_base=rotary_base)
+    params = params_of(module, x)
+    bias = jnp.asarray(noise(1, 6, 6, 6, seed=1), jnp.float32)
+    expected = jax.jit(module.apply)({"params": params}, x, mask=masks.causal(), bias=bias)
+
+    @jax.jit
+    def begin(x):
+        biased = {"mask": masks.causal(), "bias": bias[..., :3, :3]}
+        return module.apply({"params": params}, x, **biased, cached=True, mutable=["cache"])
+
+    @jax.jit
+    def step(cache, x, t):
+        given, of_token = {"params": params, "cache": cache}, jax.lax.dynamic_slice_in_dim(bias, t, 1, axis=2)
+        positions = jnp.full((1, 1), t)
+        out, changed = module.apply(given, x, bias=of_token, positions=positions, cached=True, mutable=["cache"])
+        return out, changed["cache"]
+
+    out, state = begin(x[:, :3])
+    assert_close(out, expected[:, :3], 1e-5)
+    assert jax.tree.map(jnp.shape, state["cache"]) == {"key": (2, 2, 3, 4), "value": (2, 2, 3, 4)}
+    cache = jax.tree.map(lambda each: jnp.pad(each, [(0, 0), (0, 0), (0, 3), (0, 0)]), state["cache"])
+    for t in range(3, 6):
+        out, cache = step(cache, x[:, t : t + 1], t)
+        assert_close(out, expected[:, t : t + 1], 1e-5)
+
+
+def test_a_context_is_projected_once():
+    x, context = jnp.asarray(noise(2, 3, 12), jnp.float32), jnp.asarray(noise(2, 5, 8, seed=1), jnp.float32)
+    module, mask = MultiHeadAttention(3), masks.valid(jnp.arange(5) < jnp.array([[5], [2]]))
+    variables = jax.jit(module.init)(jax.random.key(0), x, context)
+    expected = module.apply(variables, x, context, mask=mask)
+    _, state = module.apply(variables, x, context, mask=mask, cached=True, mutable=["cache"])
+    assert jax.tree.map(jnp.shape, state["cache"]) == {"context_key": (2, 3, 5, 4), "context_value": (2, 3, 5, 4)}
+    # What is given as context does not matter any more.
+    given = {**variables, **state}
+    out, after = module.apply(given, x[:, 2:], context + 1, mask=mask, cached=True, mutable=["cache"])
+    assert_close(out, expected[:, 2:], 1e-6)
+    jax.tree.map(np.testing.assert_array_equal, after, state)
+
+
+def test_without_being_asked_for_there_is_no_cache():
+    x, module = jnp.ones((1, 3, 12)), MultiHeadAttention(3)
+    variables = module.init(jax.random.key(0), x)
+    assert variables.keys() == {"params"}
+    assert module.init(jax.random.key(0), x, cached=False).keys() == {"params"}
+    assert module.apply(variables, x, mutable=["cache"])[1] == {}
+
+
+@pytest.mark.parametrize("given", [{}, {"positions": jnp.zeros((1, 1), int), "mask": masks.causal()}])
+def test_a_new_token_has_a_position_and_no_mask(given):
+    x, module = jnp.ones((1, 3, 12)), MultiHeadAttention(3)
+    variables = module.init(jax.random.key(0), x)
+    _, state = module.apply(variables, x, cached=True, mutable=["cache"])
+    with pytest.raises(ValueError, match="a new token needs its position, and no mask"):
+        module.apply({**variables, **state}, x[:, :1], **given, cached=True, mutable=["cache"])

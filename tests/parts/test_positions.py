@@ -12,6 +12,7 @@ from jmm.parts.positions import (
     LearnedPositions2D,
     count_positions,
     cubic_resize_matrix,
+    left_aligned,
     resize_positions,
     rotary,
     sincos_2d,
@@ -21,6 +22,17 @@ from tests.arrays import assert_close
 
 def noise(*shape, seed=0):
     return np.random.default_rng(seed).standard_normal(shape)
+
+
+def test_real_tokens_go_to_the_left_in_their_order():
+    tokens = jnp.arange(12).reshape(3, 4)
+    mask = jnp.array([[0, 1, 0, 1], [1, 1, 0, 0], [0, 0, 0, 0]], bool)
+    moved, lengths = left_aligned(tokens, mask)
+    np.testing.assert_array_equal(lengths, [2, 2, 0])
+    np.testing.assert_array_equal(moved, [[1, 3, 0, 2], [4, 5, 6, 7], [8, 9, 10, 11]])
+    moved, lengths = left_aligned(tokens, None)
+    np.testing.assert_array_equal(lengths, [4, 4, 4])
+    np.testing.assert_array_equal(moved, tokens)
 
 
 # --- sine–cosine ---

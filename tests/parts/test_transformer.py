@@ -11,7 +11,7 @@ import torch
 
 from jmm.kernels import masks
 from jmm.parts.norms import make_norm
-from jmm.parts.transformer import Block, Transformer, TransformerConfig
+from jmm.parts.transformer import Block, Transformer, TransformerConfig, unstack
 from tests.arrays import assert_close, perturbed
 from tests.parts import torch_params
 
@@ -163,6 +163,23 @@ def test_scanned_and_unrolled_are_the_same(config):
     unrolled = replace(config, scan=False)
     assert abstract_of(unrolled) == abstract_of(config)
     assert_same(backward(unrolled), backward(config))
+
+
+@each_stack
+def test_layers_one_by_one_are_the_stack(config):
+    params = params_of(config)
+    x, inputs = inputs_of(config)
+    apart = unstack({"params": {"text": params}, "buffers": {"count": np.arange(3)}})
+    assert apart["params"]["text"].keys() == params.keys()
+    assert apart["params"]["text"]["blocks"].keys() == {"0", "1"}
+    np.testing.assert_array_equal(apart["buffers"]["count"], np.arange(3))
+    jax.tree.map(np.testing.assert_array_equal, unstack(apart), apart)
+
+    @jax.jit
+    def run(params, x, inputs):
+        return Transformer(config).apply({"params": params}, x, **inputs)
+
+    assert_close(run(apart["params"]["text"], x, inputs), backward(config)[0], 1e-5)
 
 
 @pytest.mark.parametrize("scan", [True, False])
