@@ -100,4 +100,4 @@ if __name__ == "__main__":
     if sys.argv[1:2] == ["serve"]:
         serve(CONTESTANTS[sys.argv[2]])
     else:
-        sys.exit(run(MEASUREMENTS, __doc__))
+        sys.exit(run(MEASUREMENTS, __doc__ or ""))
