@@ -1,4 +1,4 @@
-"""Preprocessing that comes with a checkpoint directory in transformers' layout."""
+"""Preprocessing that comes with a checkpoint directory, in transformers' layout or in open_clip's."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any, get_args
 
 from data_pipelines.images import Resample, Resize
+from data_pipelines.open_clip import CLIP_MEAN, CLIP_STD, OPEN_CLIP, open_clip_preprocessor
 from data_pipelines.preprocess import Padding, Preprocess
 from data_pipelines.pretrained import PretrainedTokenizer
 from data_pipelines.settings import read_object, text_config
 from jmm.errors import UserError
 
-CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 HALF = (0.5, 0.5, 0.5)
 
 
@@ -47,13 +47,15 @@ BEHIND_PADDING = ("roberta", "xlm-roberta")
 
 
 def preprocessor_of(directory: str | Path) -> Preprocess:
-    """What transformers' own processor and tokenizer of a directory do; a tokenizer that is missing is noticed when the
-    first text comes.
+    """What transformers' own processor and tokenizer of a directory do, or open_clip's; a tokenizer that is missing is
+    noticed when the first text comes.
 
     Raises:
       UserError: no config.json, or settings that are broken or not supported, naming them.
     """
     folder = Path(directory)
+    if (folder / OPEN_CLIP).is_file():
+        return open_clip_preprocessor(folder)
     if not (folder / "config.json").is_file():
         raise UserError(f"{directory} is no checkpoint of transformers: it holds no config.json")
     config, tokens = read_object(folder / "config.json"), read_object(folder / "tokenizer_config.json")

@@ -94,7 +94,7 @@ def load_digits() -> tuple[np.ndarray, np.ndarray]:
     try:
         from sklearn import datasets
     except ImportError:
-        raise UserError('the digits come with scikit-learn: pip install "jmm[quickstart]"') from None
+        raise UserError("the digits come with scikit-learn: pip install scikit-learn") from None
     pixels, labels = datasets.load_digits(return_X_y=True)
     ink = pixels.reshape(-1, 8, 8, 1) * (255 / 16)
     return np.rint(255 - ink).astype(np.uint8), labels

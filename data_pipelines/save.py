@@ -11,6 +11,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
 from data_pipelines.checkpoint import image_settings
 from data_pipelines.images import Resample
+from data_pipelines.open_clip import OPEN_CLIP, write_preprocess_cfg
 from data_pipelines.preprocess import Preprocess
 from data_pipelines.pretrained import JSON, TOKENIZER_FILES, PretrainedTokenizer
 from data_pipelines.settings import read_object
@@ -24,7 +25,8 @@ MARKS = {"pad_token": ("<|pad|>", PAD), "bos_token": ("<|begin|>", BEGIN), "eos_
 
 
 def save_preprocess(preprocess: Preprocess, directory: Path, inputs: Collection[str] = ("image", "text")) -> None:
-    """Writes into a directory what AutoTokenizer and AutoImageProcessor read, for those `inputs` that a model has.
+    """Writes into a directory what AutoTokenizer and AutoImageProcessor read, for those `inputs` that a model has. In a
+    directory of open_clip, which holds its open_clip_config.json by now, pictures are described there.
 
     The files of a checkpoint's own tokenizer, and of its image processor if it is still in use, are copied. Bytes
     become a tokenizer.json that gives the same ids; only where a text is too long does it cut between bytes, not
@@ -34,7 +36,9 @@ def save_preprocess(preprocess: Preprocess, directory: Path, inputs: Collection[
       UserError: what transformers' processors cannot express, naming it.
     """
     source = Path(preprocess.tokenizer.directory) if isinstance(preprocess.tokenizer, PretrainedTokenizer) else None
-    if "image" in inputs:
+    if (directory / OPEN_CLIP).is_file():
+        write_preprocess_cfg(preprocess, directory)
+    elif "image" in inputs:
         _save_images(preprocess, source, directory)
     if "text" in inputs:
         if source:

@@ -74,16 +74,19 @@ class Model:
     def __call__(self, **batch: Any) -> Outputs:
         """The outputs for a batch of any size; fields that the system does not read are left out.
 
+        A few images may come with many texts where the system compares them: the outputs of each, which begin with its
+        name, then have as many rows as it.
+
         Raises:
-          ValueError: none of the fields is one that the system reads.
+          ValueError: none of the fields is one that the system reads; unequal rows of what the system joins.
         """
         inputs = inputs_of(self.module, batch)
         if not inputs:
             raise ValueError(f"{type(self.module).__name__} reads none of {', '.join(batch) or 'no fields'}")
-        rows = len(next(iter(inputs.values())))
+        rows = {name: len(each) for name, each in inputs.items()}
         with on_mesh(self.mesh):
             outputs = self._forward(self.variables, self.place(inputs))
-        return {name: each[:rows] if each.ndim else each for name, each in outputs.items()}
+        return {name: each[: _rows_of(name, rows)] if each.ndim else each for name, each in outputs.items()}
 
     def place(self, inputs: Mapping[str, Any]) -> dict[str, jax.Array]:
         """Fields of a batch on the devices; rows are added until the devices share them evenly."""
@@ -109,6 +112,15 @@ class Model:
         # Every process holds all rows and gives its devices theirs.
         array = _fill(array, rows)
         return jax.make_array_from_callback(array.shape, batch_sharding(self.mesh), lambda index: array[index])
+
+
+def _rows_of(output: str, rows: Mapping[str, int]) -> int:
+    """The rows of an output: those of the field whose name it begins with, else those that all fields have."""
+    own = rows.get(output.partition("_")[0])
+    if own is None and len(set(rows.values())) > 1:
+        said = ", ".join(f"{count} of {name}" for name, count in rows.items())
+        raise ValueError(f"{output} is of all fields together, and their rows differ: {said}")
+    return next(iter(rows.values())) if own is None else own
 
 
 def _fill(array: np.ndarray, rows: int) -> np.ndarray:

@@ -128,7 +128,8 @@ def test_a_folder_that_is_no_workdir(capsys, tmp_path, command):
     Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
     more = {"classify": [tmp_path / "a.png", "--labels", "a,b"], "search": ["a", "--images", tmp_path]}
     message = refused(capsys, command, tmp_path, *more.get(command, []))
-    assert f"{tmp_path} is no workdir of jmm" in message
+    expected = f"{tmp_path} is no workdir of jmm" if command == "evaluate" else f"{tmp_path} holds no model"
+    assert expected in message
 
 
 def test_help_of_an_experiment_lists_every_field(capsys):

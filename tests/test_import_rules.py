@@ -52,8 +52,9 @@ FORBIDDEN = {
     "jmm.kernels": ("data_pipelines", "optax", "orbax", "pathlib"),
 }
 
-ALLOWED = {("jmm.models.zoo", "pathlib"), ("jmm.interop.pickled", "torch")}
-"""The registry of systems reads their files; PyTorch's own files are read by PyTorch, as weights only."""
+ALLOWED = {("jmm.models.zoo", "pathlib"), ("jmm.interop.pickled", "torch"), ("jmm.interop.onnx", "torch")}
+"""The registry of systems reads their files; PyTorch's own files are read by PyTorch, as weights only; ONNX is written
+by way of PyTorch, when it is asked for."""
 
 TOP_LEVEL = {
     *("pyproject.toml", "README.md", "jmm", "data_pipelines", "experiments", "tests", "tpu_scripts"),

@@ -6,10 +6,8 @@ from importlib.util import find_spec
 from jmm.errors import UserError
 
 
-def require(extra: str, packages: Collection[str]) -> None:
+def require(form: str, packages: Collection[str]) -> None:
     """Raises UserError, with the command that installs them, if one of these packages is missing."""
-    missing = [name for name in packages if find_spec(name) is None]
+    missing = " ".join(name for name in packages if find_spec(name) is None)
     if missing:
-        raise UserError(
-            f'an export to {extra} needs {" and ".join(missing)}, not installed here: pip install "jmm[{extra}]"'
-        )
+        raise UserError(f"an export to {form} needs packages that are not installed here: pip install {missing}")

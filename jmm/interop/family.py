@@ -12,6 +12,7 @@ import numpy as np
 from jmm.errors import UserError
 from jmm.interop.fields import Fields
 from jmm.interop.table import Row, Tensors, export_tensors, flatten, import_tensors
+from jmm.models.vit import ImageTower
 from jmm.parts.transformer import TransformerConfig
 from jmm.protocol import ModelConfig, inputs_of
 
@@ -132,13 +133,22 @@ def export_family(
     return export_tensors(family.table(config), variables, names)
 
 
+LOSS_ALONE = {"label_smoothing", "equal_captions"}
+"""Fields of our configs that change no output."""
+
+
 def plain(config: Any) -> Any:
-    """A config without what is a matter of running alone: how the layers are run, and rates of dropout."""
+    """A config without what is a matter of running or training alone (how the layers are run, rates of dropout, what
+    only the loss reads), and without a crop that leaves nothing out."""
     if isinstance(config, TransformerConfig):
         config = replace(config, scan=True, remat="none", dropout=0.0)
+    if isinstance(config, ImageTower) and not any(side % config.patch_size for side in config.image_size):
+        config = replace(config, crop=False)
     if not is_dataclass(config) or isinstance(config, type):
         return config
-    return replace(config, **{each.name: plain(getattr(config, each.name)) for each in fields(config) if each.init})
+    values = {each.name: plain(getattr(config, each.name)) for each in fields(config) if each.init}
+    values |= {each.name: each.default for each in fields(config) if each.name in LOSS_ALONE}
+    return replace(config, **values)
 
 
 def differences(one: Any, other: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:

@@ -53,6 +53,21 @@ class Fields:
             raise UserError(f"{name} in {self.file} is {value!r}; it must be a positive number")
         return float(value)
 
+    def sides(self, name: str, default: int) -> tuple[int, int]:
+        """Height and width: two positive whole numbers, or one for both."""
+        value = self.get(name, default)
+        sides = tuple(value) if isinstance(value, tuple | list) else (value, value)
+        if len(sides) != 2 or any(type(side) is not int or side < 1 for side in sides):
+            raise UserError(f"{name} in {self.file} is {value!r}; it must be a positive whole number or two of them")
+        return sides[0], sides[1]
+
+    def side(self, name: str, default: int) -> int:
+        """The side of a square: a positive whole number, or two that are equal."""
+        height, width = self.sides(name, default)
+        if height != width:
+            raise UserError(f"{name} in {self.file} is {self.get(name)!r}, which is not supported; a square is")
+        return height
+
     def flag(self, name: str, default: bool) -> bool:
         """True or false."""
         value = self.get(name, default)

@@ -27,7 +27,7 @@ from jmm.interop.families import FAMILIES
 from jmm.interop.family import Family, write_config
 from jmm.interop.folder import CONFIG, SHARD_BYTES
 from jmm.interop.onnx_twins import TWINS
-from jmm.interop.programs import BATCH, Program, describe, needed_weights, programs, write_description
+from jmm.interop.programs import BATCH, Program, needed_weights, programs, write_description
 from jmm.interop.stored import write_folder
 from jmm.interop.table import plan_export
 from jmm.model import Model
@@ -56,7 +56,7 @@ def export_onnx(model: Model, folder: Path) -> None:
         with _quiet():
             _write(partial(run, program.name), twin, program, model, folder / file, size > SINGLE_FILE)
         _check(model, program, folder / file)
-    write_description(describe(model, found, format="ONNX", opset=OPSET, twin=type(twin).__name__), folder)
+    write_description(model, found, folder, format="ONNX", opset=OPSET, twin=type(twin).__name__)
 
 
 def load_twin(model: Model, folder: Path) -> Any:
@@ -140,7 +140,7 @@ def _quiet() -> Iterator[None]:
     not name, packages that could be used, their own deprecated calls."""
     from transformers.utils import logging as theirs
 
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "transformers")]
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir", "transformers")]
     levels, bars = [each.level for each in loggers], theirs.is_progress_bar_enabled()
     for each in loggers:
         each.setLevel(logging.ERROR)

@@ -46,7 +46,7 @@ def _siglip(twin: Any) -> Run:
         if program == "image":
             found = twin.vision_model(pixel_values=_channels_first(batch["image"]))
         else:
-            found = twin.text_model(input_ids=batch["text"].long())
+            found = twin.text_model(input_ids=batch["text"].long(), attention_mask=batch["text_mask"].long())
         return {
             f"{program}_features": found.last_hidden_state,
             f"{program}_embedding": _unit(found.pooler_output),

@@ -8,6 +8,7 @@ import dataclasses
 import inspect
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax import export
 
+from data_pipelines.save import save_preprocess
+from jmm.errors import UserError
 from jmm.kernels.placement import for_any_platform
 from jmm.model import Model
 from jmm.protocol import ModelConfig, Outputs, forward, inputs_of
@@ -85,8 +88,8 @@ class Program:
                 places = np.arange(shape[1])
                 batch[name] = (places >= first) & (places <= last)
             elif np.issubdtype(self.dtypes[name], np.integer):
-                most = min(_values(config, COUNTS.get(name, "")), default=1)
-                batch[name] = rng.integers(0, most, shape, self.dtypes[name])
+                ids = min(_values(config, COUNTS.get(name, "")), default=1)
+                batch[name] = rng.integers(0, ids, shape, self.dtypes[name])
             else:
                 batch[name] = rng.standard_normal(shape).astype(self.dtypes[name])
         return batch
@@ -131,19 +134,20 @@ def needed_weights(model: Model, found: Iterable[Program]) -> dict[str, jax.Arra
     return {name: variables[name] for name in dict.fromkeys(name for each in found for name in each.weights)}
 
 
-def describe(model: Model, found: Mapping[str, Program], **more: Any) -> dict[str, Any]:
-    """What a user of the exported files must know, as JSON, by file."""
-    return {
+def write_description(model: Model, found: Mapping[str, Program], folder: Path, **more: Any) -> None:
+    """Writes what a user of the exported files must know: export.json, with the programs by file, and the
+    tokenizer's own files where it has some."""
+    description = {
         "system": type(model.module).__name__,
         **more,
         "programs": {each.name: {"file": file, **_described(each)} for file, each in found.items()},
         "preprocess": as_json(model.preprocess),
     }
-
-
-def write_description(description: Mapping[str, Any], folder: Path) -> None:
-    """Writes export.json."""
-    (folder / "export.json").write_text(json.dumps(description, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    text = json.dumps(description, indent=2, ensure_ascii=False) + "\n"
+    (folder / "export.json").write_text(text, encoding="utf-8")
+    if any("text" in each.inputs for each in found.values()):
+        with suppress(UserError):  # it has none
+            save_preprocess(model.preprocess, folder, {"text"})
 
 
 def as_json(value: Any) -> Any:

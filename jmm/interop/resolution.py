@@ -33,13 +33,13 @@ def at_resolution(
         raise UserError("the model has no vision transformer whose positions could be interpolated")
     params = variables["params"]
     for path, tower in found.items():
+        if tower.image_size == image_size:
+            continue
         if any(side < 1 or side % tower.patch_size for side in image_size):
             raise UserError(
                 f"images of {image_size[0]}×{image_size[1]} do not divide into patches of {tower.patch_size} pixels"
             )
-        if tower.image_size == image_size:
-            continue
-        new = replace(tower, image_size=image_size)
+        new = replace(tower, image_size=image_size, crop=False)
         config = _put(config, path, new)
         if tower.positions == "learned":
             place = (*path, "positions", "table")

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 from jmm.interop.extras import require
-from jmm.interop.programs import Program, describe, function, needed_weights, programs, write_description
+from jmm.interop.programs import Program, function, needed_weights, programs, write_description
 from jmm.interop.stablehlo import PLATFORMS
 from jmm.model import Model
 from jmm.protocol import ModelConfig
@@ -40,8 +40,9 @@ def export_savedmodel(model: Model, folder: Path) -> None:
     if len(found) == 1:
         signatures["serving_default"] = signatures[found[0].name]
     tf.saved_model.save(module, str(folder), signatures=signatures)
-    description = describe(model, {each.name: each for each in found}, format="SavedModel", platforms=PLATFORMS)
-    write_description(description | {"tensorflow": tf.__version__, "jax": jax.__version__}, folder)
+    versions = {"tensorflow": tf.__version__, "jax": jax.__version__}
+    named = {each.name: each for each in found}
+    write_description(model, named, folder, format="SavedModel", platforms=PLATFORMS, **versions)
 
 
 def _signature(config: ModelConfig, program: Program, variables: dict[str, Any]) -> Callable[..., Any]:

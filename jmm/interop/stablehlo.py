@@ -16,7 +16,7 @@ from jax import export
 
 from jmm.interop import load_stablehlo
 from jmm.interop.folder import SHARD_BYTES
-from jmm.interop.programs import describe, function, needed_weights, programs, write_description
+from jmm.interop.programs import function, needed_weights, programs, write_description
 from jmm.interop.stored import write_folder
 from jmm.model import Model
 
@@ -32,5 +32,5 @@ def export_stablehlo(model: Model, folder: Path) -> None:
         traced = export.export(jax.jit(function(model.config)), platforms=PLATFORMS)(abstract, program.symbolic())
         (folder / file).write_bytes(traced.serialize())
     write_folder(folder, weights, {}, SHARD_BYTES)
-    write_description(describe(model, found, format="jax.export", platforms=PLATFORMS, jax=jax.__version__), folder)
+    write_description(model, found, folder, format="jax.export", platforms=PLATFORMS, jax=jax.__version__)
     shutil.copyfile(load_stablehlo.__file__, folder / "load.py")

@@ -79,7 +79,8 @@ class TextTower:
     context_length: int = 77
     """The longest text in tokens, marks of begin and end included."""
     mask: Literal["causal", "full"] = "causal"
-    """A token sees itself and what stands before it, or the whole row, padding included (SigLIP)."""
+    """A token sees itself and what stands before it, or all that `text_mask` shows (SigLIP was trained with all of the
+    row, padding included, and its folders ask for a mask that shows all)."""
     pool: Literal["end", "last"] = "end"
     """The text's vector is that of its end, or of the row's last position, be it padding (SigLIP)."""
     end_token: int | None = None
@@ -166,8 +167,12 @@ class TextEncoder(nn.Module):
         init = nn.initializers.normal(0.02)
         embed = nn.Embed(cfg.vocab_size, cfg.encoder.width, embedding_init=init, dtype=self.dtype, name="embedding")
         x = LearnedPositions(cfg.context_length, dtype=self.dtype, name="positions")(embed(text))
-        # What stands after the end of the text is never seen, so the mask needs no word about padding.
-        mask = masks.causal() if cfg.mask == "causal" else None
+        mask: masks.Mask | None = None
+        if cfg.mask == "causal":
+            # What stands after the end of the text is never seen, so the mask needs no word about padding.
+            mask = masks.causal()
+        elif text_mask is not None:
+            mask = masks.valid(text_mask)
         x = Transformer(cfg.encoder, self.dtype, name="encoder")(x, mask=mask, train=train)
         if cfg.pool == "last":
             return x, x[:, -1]
@@ -192,37 +197,43 @@ class CLIP(nn.Module):
         self,
         *,
         image: Float[Array, "B H W C"] | None = None,
-        text: Int[Array, "B L"] | None = None,
-        text_mask: Bool[Array, "B L"] | None = None,
+        text: Int[Array, "texts L"] | None = None,
+        text_mask: Bool[Array, "texts L"] | None = None,
         train: bool = False,
     ) -> Outputs:
         """Gives image_embedding, text_embedding [B,E] (unit length), image_features [B,N,D], text_features
-        [B,L,D], logit_scale and, for the sigmoid objective, logit_bias."""
-        cfg = self.config
+        [B,L,D], logit_scale and, for the sigmoid objective, logit_bias. Images and texts may differ in number."""
         outputs: Outputs = {}
         if image is not None:
-            features, pooled = self._image_encoder()(image, train)
-            if cfg.image_projection:
-                pooled = self._project(pooled, False, "image_projection")
+            features, pooled = self._encode_image(image, train)
             outputs |= {"image_features": features, "image_embedding": self._unit(pooled)}
         if text is not None:
-            features, pooled = TextEncoder(cfg.text, self.dtype, name="text")(text, text_mask, train)
-            pooled = self._project(pooled, cfg.text.projection_bias, "text_projection")
+            tower = self.config.text
+            features, pooled = TextEncoder(tower, self.dtype, name="text")(text, text_mask, train)
+            pooled = self._project(pooled, "text_projection", tower.projection_bias)
             outputs |= {"text_features": features, "text_embedding": self._unit(pooled)}
         return outputs | self._temperature()
 
-    def _image_encoder(self) -> nn.Module:
+    def _encode_image(
+        self, image: Float[Array, "B H W C"], train: bool
+    ) -> tuple[Float[Array, "B N D"], Float[Array, "B E"]]:
         cfg = self.config
+        tower: nn.Module
         if isinstance(cfg.image, ResNetTower):
-            return ResNetEncoder(cfg.image, cfg.embed_dim, self.dtype, name="image")
-        return ImageEncoder(cfg.image, self.dtype, name="image")
+            tower = ResNetEncoder(cfg.image, cfg.embed_dim, self.dtype, name="image")
+        else:
+            tower = ImageEncoder(cfg.image, self.dtype, name="image")
+        features, pooled = tower(image, train)
+        if cfg.image_projection:
+            return features, self._project(pooled, "image_projection")
+        if pooled.shape[-1] != cfg.embed_dim:
+            raise ValueError(f"without image_projection embed_dim must be the image's width, {pooled.shape[-1]}")
+        return features, pooled
 
-    def _project(self, pooled: Float[Array, "B D"], bias: bool, name: str) -> Float[Array, "B E"]:
-        return nn.Dense(self.config.embed_dim, use_bias=bias, dtype=self.dtype, name=name)(pooled)
+    def _project(self, pooled: Float[Array, "B D"], name: str, use_bias: bool = False) -> Float[Array, "B E"]:
+        return nn.Dense(self.config.embed_dim, use_bias=use_bias, dtype=self.dtype, name=name)(pooled)
 
     def _unit(self, pooled: Float[Array, "B E"]) -> Float[Array, "B E"]:
-        if pooled.shape[-1] != self.config.embed_dim:
-            raise ValueError(f"without image_projection embed_dim is the image's width {pooled.shape[-1]}")
         embedding = pooled.astype(jnp.float32)
         return embedding / jnp.linalg.norm(embedding, axis=-1, keepdims=True)
 
@@ -292,7 +303,8 @@ def clip_rn50x4() -> Config:
 
 def siglip(encoder: TransformerConfig, patch_size: int, image_size: int, context_length: int = 64) -> Config:
     """SigLIP (section 4): two towers of one shape, the image pooled by attention, the text at its last position."""
-    image = ImageTower(encoder, (image_size, image_size), patch_size, pool="attention")
+    crop = image_size % patch_size > 0
+    image = ImageTower(encoder, (image_size, image_size), patch_size, pool="attention", crop=crop)
     text = TextTower(encoder, 32_000, context_length, mask="full", pool="last", projection_bias=True)
     return Config(image, text, encoder.width, objective="sigmoid", image_projection=False)
 
@@ -303,7 +315,7 @@ def siglip_base(image_size: int = 224) -> Config:
 
 
 def siglip_so400m(image_size: int = 384) -> Config:
-    """SigLIP with towers of the shape of Alabdulmohsin et al. 2023 (So400m/14): 878.0 M parameters at 384 px."""
+    """SigLIP So400m/14, of the shape that Alabdulmohsin et al. 2023 found: 878.0 M parameters at 384 px."""
     return siglip(TransformerConfig(1152, 27, 16, 4304, activation="gelu_tanh"), 14, image_size)
 
 

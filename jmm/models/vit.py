@@ -39,8 +39,7 @@ class ImageTower:
     encoder: TransformerConfig
     """The transformer."""
     image_size: tuple[int, int] = (224, 224)
-    """Height and width of the images the positions are learned for; others are interpolated. Of images of just this
-    size what patches do not fill, on the right and at the bottom, is not read (SigLIP at 384 with patches of 14)."""
+    """Height and width of the images the positions are learned for; others are interpolated."""
     patch_size: int = 16
     """Side of a patch."""
     channels: int = 3
@@ -53,6 +52,9 @@ class ImageTower:
     """A bias in the patch projection."""
     pre_norm: bool = False
     """A norm on the embedded tokens before the first block (CLIP)."""
+    crop: bool = False
+    """Leave out what is beyond the last whole patch, on the right and at the bottom (SigLIP at 384 with patches of 14);
+    otherwise such images are refused."""
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -77,8 +79,9 @@ class ImageEncoder(nn.Module):
     ) -> tuple[Float[Array, "B N D"], Float[Array, "B D"]]:
         cfg = self.config
         width = cfg.encoder.width
-        if image.shape[1:3] == cfg.image_size:
-            image = image[:, : cfg.grid[0] * cfg.patch_size, : cfg.grid[1] * cfg.patch_size]
+        if cfg.crop:
+            bottom, right = (side // cfg.patch_size * cfg.patch_size for side in image.shape[1:3])
+            image = image[:, :bottom, :right]
         patches = PatchEmbedding(width, cfg.patch_size, cfg.patch_bias, self.dtype, name="patches")(image)
         batch, *grid, _ = patches.shape
         x = patches.reshape(batch, -1, width)

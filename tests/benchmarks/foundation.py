@@ -234,10 +234,19 @@ def sizes() -> list[Row]:
         "vit_l32": 306_535_400,
         "vit_l16": 304_326_632,
         "vit_h14": 632_045_800,
+        "dino_s16": 21_665_664,
+        "dino_s8": 21_670_272,
+        "dino_b16": 85_798_656,
+        "dino_b8": 85_807_872,
         "clip_b32": 151_277_313,
         "clip_b16": 149_620_737,
         "clip_l14": 427_616_513,
         "clip_l14_336": 427_944_193,
+        "clip_rn50": 102_007_137,
+        "clip_rn101": 119_688_033,
+        "clip_rn50x4": 178_300_601,
+        "siglip_base": 203_155_970,
+        "siglip_so400m": 877_960_498,
     }
     rows = []
     for name, config in {**vit.VARIANTS, **clip.VARIANTS}.items():

@@ -1,10 +1,10 @@
-"""Small systems with perturbed weights, and what the tests of exporters share."""
+"""Small systems with noise for weights, and exported ones run in a process of their own."""
 
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,12 +14,11 @@ from data_pipelines.preprocess import Arrays, Preprocess
 from jmm.distributed.mesh import MeshShape, make_mesh
 from jmm.interop.programs import Program, programs
 from jmm.model import Model
-from jmm.models import clip, decoder, vit
+from jmm.models import clip, decoder, encoder_decoder, vit
 from jmm.parts.transformer import TransformerConfig
 from jmm.protocol import inputs_of
 from tests.arrays import assert_close
 
-ENCODER = TransformerConfig(30, 2, 3, 50)
 QUICK = TransformerConfig(24, 2, 3, 40, activation="quick_gelu", norm_eps=1e-5)
 LLAMA = TransformerConfig(
     *(24, 2, 4, 40, 2),
@@ -29,15 +28,21 @@ LLAMA = TransformerConfig(
     use_bias=False,
     rotary_base=10_000.0,
 )
+T5 = encoder_decoder.t5(20, 1, 3, 30)
 
 CONFIGS: dict[str, Any] = {
-    "vit": vit.Config(vit.ImageTower(ENCODER, (16, 24), 8), 7),
+    "vit": vit.Config(vit.ImageTower(TransformerConfig(30, 2, 3, 50), (16, 24), 8), 7),
     "clip": clip.Config(
-        vit.ImageTower(QUICK, (16, 16), 8, patch_bias=False, pre_norm=True), clip.TextTower(QUICK, 50, 9), 20
+        vit.ImageTower(QUICK, (16, 16), 8, patch_bias=False, pre_norm=True),
+        clip.TextTower(QUICK, 50, 9, end_token=49),
+        20,
     ),
-    "gpt2": decoder.Config(TransformerConfig(30, 2, 5, 120, activation="gelu_tanh", norm_eps=1e-5), 50, 16),
-    # Longer than the length from which attention is done in blocks.
+    "resnet": clip.Config(
+        clip.ResNetTower((1, 1, 1, 1), 4, 2, (32, 64)), clip.TextTower(QUICK, 50, 9), 20, objective="sigmoid"
+    ),
+    # So long that on its own attention would be done in blocks.
     "llama": decoder.Config(LLAMA, 50, 200, first_position=None, tied_head=False),
+    "t5": encoder_decoder.Config(T5.encoder, T5.decoder, 50, 16, 0, None, 32, embedding_norm=False, scaled_head=True),
 }
 
 
@@ -55,30 +60,48 @@ def model_of(config: Any) -> Model:
     return Model(config, module, jax.device_put(variables), Preprocess(), mesh)
 
 
-def batches(config: Any) -> Iterator[tuple[Program, Arrays]]:
-    """Two batch sizes and two lengths of texts for each program."""
-    for program in programs(config):
-        for rows, most in ((2, 1000), (5, 6)):
-            yield program, program.example(config, rows, most)
+class Job(NamedTuple):
+    """One batch of one program of one exported system."""
+
+    system: str
+    folder: Path
+    program: Program
+    batch: Arrays
+    number: int
+
+    def file(self, what: str) -> Path:
+        """Where inputs or outputs lie."""
+        return self.folder.parent / f"{self.system}-{self.number}-{what}.npz"
 
 
-def run_fresh(
-    script: str, folder: Path, config: Any, banned: Iterable[str]
-) -> Iterator[tuple[Program, Arrays, Arrays]]:
-    """(program, batch, outputs) of an exported system in a process that cannot import what is banned.
+def jobs(exported: Mapping[str, Path], configs: Mapping[str, Any]) -> Iterator[Job]:
+    """Two batch sizes and two lengths of texts for each program of the systems exported into these folders."""
+    for system, folder in exported.items():
+        batches = [
+            (program, program.example(configs[system], rows, most))
+            for program in programs(configs[system])
+            for rows, most in ((2, 1000), (5, 6))
+        ]
+        for number, (program, batch) in enumerate(batches):
+            yield Job(system, folder, program, batch, number)
+
+
+def assert_runs_elsewhere(script: str, banned: set[str], models: Mapping[str, Model], folders: Path) -> None:
+    """The systems exported into `folders`, each in one of its name, give what the models give in a fresh process that
+    cannot import what is banned.
 
     The script defines `run(folder, name, batch)`.
     """
-    jobs = list(batches(config))
-    for i, (_, batch) in enumerate(jobs):
-        np.savez(folder / f"in{i}.npz", **batch)
-    source = FRESH.format(banned=set(banned)) + script + EACH
-    arguments = [str(folder), *(program.name for program, _ in jobs)]
+    todo = list(jobs({name: folders / name for name in models}, {name: each.config for name, each in models.items()}))
+    for job in todo:
+        np.savez(job.file("in"), **job.batch)
+    arguments = [str(each) for job in todo for each in (job.folder, job.program.name, job.file("in"), job.file("out"))]
+    source = FRESH.format(banned=banned) + script + EACH
     done = subprocess.run([sys.executable, "-I", "-c", source, *arguments], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    for i, (program, batch) in enumerate(jobs):
-        with np.load(folder / f"out{i}.npz") as outputs:
-            yield program, batch, dict(outputs)
+    for job in todo:
+        with np.load(job.file("out")) as outputs:
+            assert_same_outputs(models[job.system], job.program, job.batch, dict(outputs))
 
 
 FRESH = """
@@ -91,17 +114,18 @@ class Nowhere:
 sys.meta_path.insert(0, Nowhere())
 """
 EACH = """
-folder = pathlib.Path(sys.argv[1])
-for i, name in enumerate(sys.argv[2:]):
-    outputs = run(folder, name, dict(np.load(folder / f"in{i}.npz")))
-    np.savez(folder / f"out{i}.npz", **{key: np.asarray(each) for key, each in outputs.items()})
+arguments = iter(sys.argv[1:])
+for folder, name, inputs, outputs in zip(arguments, arguments, arguments, arguments):
+    found = run(pathlib.Path(folder), name, dict(np.load(inputs)))
+    np.savez(outputs, **{key: np.asarray(each) for key, each in found.items()})
 """
 
 
-def assert_same_outputs(model: Model, program: Program, batch: Arrays, outputs: Arrays) -> None:
+def assert_same_outputs(model: Model, program: Program, batch: Arrays, outputs: Mapping[str, Any]) -> None:
     """The outputs are the model's own; those of padding mean nothing."""
     assert outputs.keys() == program.outputs.keys()
     for name, expected in model(**batch).items():
         real = program.real(name, batch)
         assert outputs[name].shape == expected.shape
-        assert_close(outputs[name][real], np.asarray(expected)[real], what=f"{program.name}: {name}")
+        what = f"{type(model.module).__name__} {program.name} {name}"
+        assert_close(np.asarray(outputs[name])[real], np.asarray(expected)[real], what=what)

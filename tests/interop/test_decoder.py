@@ -110,7 +110,7 @@ def test_every_family_has_a_published_config():
 @pytest.mark.parametrize(
     ("config_json", "says"),
     [
-        ({}, "model_type in config.json is None, which is not supported; bert, xlm-roberta, roberta, gpt2, opt"),
+        ({}, "model_type in config.json is None, which is not supported; vit, clip, siglip, open_clip"),
         ({"model_type": "bloom"}, "model_type in config.json is 'bloom', which is not supported"),
         ({"model_type": ["gpt2"]}, "model_type in config.json is ['gpt2'], which is not supported"),
         (GPT2 | {"architectures": ["GPT2ForTokenClassification"]}, "architectures in config.json has 'GPT2ForToken"),

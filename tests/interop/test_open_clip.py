@@ -1,5 +1,6 @@
 """open_clip's form of CLIP: its config, its tensors in both directions, its ViT against transformers, refusals."""
 
+import json
 from dataclasses import replace
 
 import jax
@@ -7,8 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import load_file, save_file
 from transformers import CLIPConfig, CLIPModel
 
+import jmm
 from jmm.errors import UserError
 from jmm.interop.family import export_family, import_family, read_config, write_config
 from jmm.interop.open_clip import FAMILIES
@@ -213,6 +216,38 @@ def test_a_tensor_that_does_not_belong_is_named():
         import_family(FAMILY, config, tensors)
     assert "visual.layer1.0.bn1.running_var is missing" in str(caught.value)
     assert "visual.layer1.9.bn1.weight is left over" in str(caught.value)
+
+
+def test_a_directory_is_a_model_and_is_written_back_as_it_was(tmp_path):
+    golden = read_golden(golden_files("openclip_clip_rn")[0])
+    model_cfg = {name: each for name, each in golden.config.items() if name != "B"}
+    folder, back = tmp_path / "published", tmp_path / "back"
+    folder.mkdir()
+    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": model_cfg, "preprocess_cfg": PREPROCESS}))
+    # Counters as torch has them.
+    tensors = {
+        name: np.asarray(3, np.int64) if name.endswith("num_batches_tracked") else each.astype(np.float16)
+        for name, each in golden.weights.items()
+    }
+    save_file(tensors, folder / "open_clip_model.safetensors")
+
+    model = jmm.load(folder)
+    outputs = model(image=np.moveaxis(golden.inputs["image"], 1, -1), text=golden.inputs["text"])
+    # The weights were rounded to 11 bits.
+    assert_close(outputs["image_embedding"], golden.outputs["image_features"], 1e-2)
+    assert_close(outputs["text_embedding"], golden.outputs["text_features"], 1e-2)
+    assert (model.preprocess.mean, model.preprocess.image_size) == (tuple(PREPROCESS["mean"]), (64, 64))
+    jmm.save(model, back)
+    assert sorted(path.name for path in back.iterdir()) == ["open_clip_config.json", "open_clip_model.safetensors"]
+    written = json.loads((back / "open_clip_config.json").read_text())
+    assert written["model_cfg"] == model_cfg
+    assert PREPROCESS.items() <= written["preprocess_cfg"].items()
+    found = load_file(back / "open_clip_model.safetensors")
+    assert found.keys() == tensors.keys()
+    for name, tensor in tensors.items():
+        assert found[name].dtype == tensor.dtype
+        np.testing.assert_array_equal(found[name], tensor, err_msg=name)
+    assert jmm.load(back).config == model.config
 
 
 # --- ViT towers, against transformers ---

@@ -12,7 +12,7 @@ from jmm.kernels import attention, masks
 from jmm.kernels.choice import CHUNKED_FROM, choose
 from jmm.kernels.core import Operands, Problem
 from jmm.kernels.masks import First
-from jmm.kernels.placement import Target, warn_once
+from jmm.kernels.placement import ANY, Target, for_any_platform, target, warn_once
 
 CPU, TPU = Target("cpu", "cpu"), Target("tpu", "TPU v5 lite")
 H100, MI300 = Target("gpu", "NVIDIA H100 80GB HBM3"), Target("gpu", "AMD Instinct MI300X")
@@ -34,6 +34,7 @@ def chosen(at, length, formula=None, width=64, dtype=BF16, bias=False, forced=No
         ("chunked", {"at": CPU, "length": 192}),
         ("chunked", {"at": CPU, "length": 1, "k_length": CHUNKED_FROM["cpu"]}),
         ("reference", {"at": TPU, "length": 77}),
+        ("reference", {"at": Target(ANY, ANY), "length": 4096}),
         ("pallas_tpu", {"at": TPU, "length": 197}),
         ("pallas_tpu", {"at": TPU, "length": 4096, "dtype": F32, "bias": True, "formula": masks.causal()}),
         ("cudnn", {"at": H100, "length": 1024}),
@@ -89,3 +90,10 @@ def test_what_a_forced_one_cannot_do_is_named():
         chosen(H100, 64, formula=masks.window(3), forced="cudnn")
     with pytest.raises(ValueError, match="one of reference, chunked, pallas_tpu, pallas_gpu, cudnn, not 'flash'"):
         choose(CPU, Problem(First(1), 1.0), Operands(q, q, q, None, (), ()), "flash")
+
+
+def test_a_program_for_any_platform_gets_no_kernel_of_one():
+    before = target()
+    with for_any_platform():
+        assert target() == Target(ANY, ANY)
+    assert target() == before

@@ -21,6 +21,7 @@ CONFIG = clip.Config(vit.ImageTower(ENCODER, (8, 12), 4), clip.TextTower(ENCODER
 SIGMOID = replace(CONFIG, objective="sigmoid")
 IMAGE = jnp.asarray(np.random.default_rng(1).standard_normal((3, 8, 12, 3)), jnp.float32)
 TEXT = jnp.array([[1, 5, 2, 0, 0, 0], [1, 6, 7, 8, 9, 2], [1, 5, 6, 2, 0, 0]])
+ENDS = np.array([2, 5, 3])
 IMAGES, TEXTS = {"image": IMAGE}, {"text": TEXT, "text_mask": TEXT > 0}
 BATCH = IMAGES | TEXTS
 
@@ -178,6 +179,72 @@ def test_bfloat16_is_near_float32(pool):
         assert_close(value, exact[name], 2**-5, name)
 
 
-def test_text_goes_with_its_mask():
+# --- SigLIP's choices, each on its own ---
+
+
+def text_tower(**changes):
+    return replace(CONFIG, text=replace(CONFIG.text, **changes))
+
+
+def test_a_full_mask_lets_every_token_see_every_other():
+    for mask, sees in (("causal", False), ("full", True)):
+        features = [outputs_of(text_tower(mask=mask), TEXTS | {"text": text})["text_features"] for text in LAST]
+        assert (np.abs(features[0] - features[1])[:, :-1].max() > 1e-3) == sees
+
+
+LAST = (TEXT, TEXT.at[:, -1].set(13))
+
+
+@pytest.mark.parametrize("pool", ["end", "last"])
+def test_the_pooled_token(pool):
+    config = text_tower(pool=pool)
+    outputs, params = outputs_of(config, TEXTS), params_of(config)
+    at = ENDS if pool == "end" else 5
+    expected = outputs["text_features"][np.arange(3), at] @ params["text_projection"]["kernel"]
+    assert_close(outputs["text_embedding"], expected / np.linalg.norm(expected, axis=1, keepdims=True), 1e-5)
+
+
+def test_the_bias_of_the_projection_of_texts():
+    config = text_tower(projection_bias=True)
+    outputs, params = outputs_of(config, TEXTS), params_of(config)
+    assert "bias" not in params["image_projection"]
+    pooled = outputs["text_features"][np.arange(3), ENDS]
+    expected = pooled @ params["text_projection"]["kernel"] + params["text_projection"]["bias"]
+    assert_close(outputs["text_embedding"], expected / np.linalg.norm(expected, axis=1, keepdims=True), 1e-5)
+
+
+def test_without_a_projection_the_image_is_its_pooled_vector():
+    config = replace(CONFIG, embed_dim=16, image_projection=False)
+    outputs = outputs_of(config, IMAGES)
+    assert "image_projection" not in params_of(config)
+    pooled = outputs["image_features"][:, 0]
+    assert_close(outputs["image_embedding"], pooled / np.linalg.norm(pooled, axis=1, keepdims=True), 1e-5)
+    with pytest.raises(ValueError, match="without image_projection embed_dim must be the image's width, 16"):
+        jax.eval_shape(lambda: replace(config, embed_dim=10).build().init(jax.random.key(0), **IMAGES))
+
+
+def test_the_sigmoid_has_no_bound_of_its_scale():
+    params = params_of(SIGMOID) | {"logit_scale": np.float32(math.log(117))}
+    assert_close(forward_of(SIGMOID)(params, **TEXTS)["logit_scale"], 117, 1e-5)
+
+
+# --- texts without masks ---
+
+
+@pytest.mark.parametrize("end", [2, 13])
+def test_a_text_without_a_mask_ends_at_its_first_end(end):
+    """A row without an end is read to its last position."""
+    text = jnp.array([[1, 5, end, end, 7, 0], [1, 6, 7, 8, 9, end], [1, 5, 6, 8, 0, 4]])
+    mask = jnp.arange(6) <= jnp.array([[2], [5], [5]])
+    expected = outputs_of(CONFIG, {"text": text, "text_mask": mask})["text_embedding"]
+    np.testing.assert_array_equal(outputs_of(text_tower(end_token=end), {"text": text})["text_embedding"], expected)
+
+
+def test_a_mask_goes_before_the_end():
+    expected = outputs_of(CONFIG, TEXTS)["text_embedding"]
+    np.testing.assert_array_equal(outputs_of(text_tower(end_token=5), TEXTS)["text_embedding"], expected)
+
+
+def test_a_text_needs_a_mask_or_an_end():
     with pytest.raises(ValueError, match="text and text_mask go together"):
-        clip.VARIANTS["clip_b32"].build().init(jax.random.key(0), text=jnp.zeros((1, 5), int))
+        jax.eval_shape(lambda: CONFIG.build().init(jax.random.key(0), text=TEXT))

@@ -16,6 +16,12 @@ VIT = {
     "vit_l32": 306_535_400,
     "vit_h14": 632_045_800,
 }
+DINO = {
+    "dino_s16": 21_665_664,
+    "dino_s8": 21_670_272,
+    "dino_b16": 85_798_656,
+    "dino_b8": 85_807_872,
+}
 CLIP = {
     "clip_b32": 151_277_313,
     "clip_b16": 149_620_737,
@@ -26,6 +32,10 @@ CLIP_RESNET = {
     "clip_rn50": 102_007_137,
     "clip_rn101": 119_688_033,
     "clip_rn50x4": 178_300_601,
+}
+SIGLIP = {
+    "siglip_base": 203_155_970,
+    "siglip_so400m": 877_960_498,
 }
 
 
@@ -60,12 +70,23 @@ VIT_SIZES = {
     "vit_l32": (1024, 24, 32),
     "vit_h14": (1280, 32, 14),
 }
+DINO_SIZES = {
+    "dino_s16": (384, 12, 16),
+    "dino_s8": (384, 12, 8),
+    "dino_b16": (768, 12, 16),
+    "dino_b8": (768, 12, 8),
+}
 # name: width, depth, patch, image size, text width, embedding
 CLIP_SIZES = {
     "clip_b32": (768, 12, 32, 224, 512, 512),
     "clip_b16": (768, 12, 16, 224, 512, 512),
     "clip_l14": (1024, 24, 14, 224, 768, 768),
     "clip_l14_336": (1024, 24, 14, 336, 768, 768),
+}
+# name: width, depth, hidden width, patch, image size
+SIGLIP_SIZES = {
+    "siglip_base": (768, 12, 3072, 16, 224),
+    "siglip_so400m": (1152, 27, 4304, 14, 384),
 }
 
 # name: layers, width, image size, text width, embedding
@@ -77,9 +98,10 @@ CLIP_RESNET_SIZES = {
 
 
 def test_every_variant_has_a_published_count():
-    assert vit.VARIANTS.keys() == VIT.keys() == VIT_SIZES.keys()
-    assert clip.VARIANTS.keys() == CLIP.keys() | CLIP_RESNET.keys()
-    assert CLIP.keys() == CLIP_SIZES.keys() and CLIP_RESNET.keys() == CLIP_RESNET_SIZES.keys()
+    assert vit.VARIANTS.keys() == (VIT | DINO).keys() == (VIT_SIZES | DINO_SIZES).keys()
+    assert clip.VARIANTS.keys() == (CLIP | SIGLIP | CLIP_RESNET).keys()
+    assert (CLIP | SIGLIP).keys() == (CLIP_SIZES | SIGLIP_SIZES).keys()
+    assert CLIP_RESNET.keys() == CLIP_RESNET_SIZES.keys()
 
 
 @pytest.mark.parametrize("name", VIT)
@@ -99,6 +121,18 @@ def test_vit_parameters_round_to_table_1():
 
 def text_tower(width, embed_dim):
     return (49_408 + 77) * width + blocks(width, 12, 4 * width) + 2 * width + width * embed_dim
+
+
+@pytest.mark.parametrize("name", DINO)
+def test_dino_parameters(name):
+    width, depth, patch = DINO_SIZES[name]
+    assert count(vit.VARIANTS[name]) == DINO[name]
+    assert DINO[name] == image_tower(width, depth, patch, 224, True, 1)
+
+
+def test_dino_parameters_round_to_table_1():
+    """In millions, without the head that DINO trains with; the table rounds down."""
+    assert [DINO[name] // 1_000_000 for name in ("dino_s16", "dino_s8", "dino_b16", "dino_b8")] == [21, 21, 85, 85]
 
 
 @pytest.mark.parametrize("name", CLIP)
@@ -146,6 +180,22 @@ def test_clip_resnet_outputs(name):
     }
 
 
+@pytest.mark.parametrize("name", SIGLIP)
+def test_siglip_parameters(name):
+    width, depth, mlp_dim, patch, size = SIGLIP_SIZES[name]
+    tower = blocks(width, depth, mlp_dim) + 2 * width
+    probe = width + blocks(width, 1, mlp_dim) - 2 * width  # one norm, not two
+    image = (patch * patch * 3 + 1 + (size // patch) ** 2) * width + tower + probe
+    text = (32_000 + 64) * width + tower + width * (width + 1)
+    assert count(clip.VARIANTS[name]) == SIGLIP[name]
+    assert SIGLIP[name] == image + text + 2
+
+
+def test_siglip_parameters_are_those_of_open_clip():
+    """In millions, as the table of its models has them (docs/model_profile.csv)."""
+    assert [round(SIGLIP[name] / 1e6, 2) for name in ("siglip_base", "siglip_so400m")] == [203.16, 877.96]
+
+
 @pytest.mark.parametrize("name", VIT)
 def test_vit_outputs(name):
     width, _, patch = VIT_SIZES[name]
@@ -165,4 +215,26 @@ def test_clip_outputs(name):
         "text_features": ((3, 77, text_width), "float32"),
         "text_embedding": ((3, embed_dim), "float32"),
         "logit_scale": ((), "float32"),
+    }
+
+
+@pytest.mark.parametrize("name", DINO)
+def test_dino_outputs(name):
+    width, _, patch = DINO_SIZES[name]
+    assert outputs_of(vit.VARIANTS[name], 3) == {
+        "image_features": ((3, 1 + (224 // patch) ** 2, width), "float32"),
+        "image_pooled": ((3, width), "float32"),
+    }
+
+
+@pytest.mark.parametrize("name", SIGLIP)
+def test_siglip_outputs(name):
+    width, _, _, patch, size = SIGLIP_SIZES[name]
+    assert outputs_of(clip.VARIANTS[name], 3) == {
+        "image_features": ((3, (size // patch) ** 2, width), "float32"),
+        "image_embedding": ((3, width), "float32"),
+        "text_features": ((3, 64, width), "float32"),
+        "text_embedding": ((3, width), "float32"),
+        "logit_scale": ((), "float32"),
+        "logit_bias": ((), "float32"),
     }

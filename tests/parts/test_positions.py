@@ -92,6 +92,17 @@ def test_resizing_equals_torch(old, new, prefix):
     assert_close(resized[prefix:], torch_resize(table[prefix:], old, new), 1e-5)
 
 
+@pytest.mark.parametrize(("old", "new"), [(4, 6), (7, 3), (2, 9)])
+def test_an_offset_is_a_scale_of_torch(old, new):
+    """As DINO's own code calls it: a factor in place of a size."""
+    table = noise(1 + old * old, 6)
+    resized = resize_positions(jnp.asarray(table, jnp.float32), (old, old), (new, new), 1, 0.1)
+    grid = torch.tensor(table[1:]).reshape(1, old, old, -1).permute(0, 3, 1, 2)
+    factor = ((new + 0.1) / old,) * 2
+    expected = torch.nn.functional.interpolate(grid, scale_factor=factor, mode="bicubic")
+    assert_close(resized[1:], expected.permute(0, 2, 3, 1).reshape(new * new, -1), 1e-5)
+
+
 @pytest.mark.parametrize(("old", "new"), [(4, 9), (9, 4), (1, 5), (5, 1)])
 def test_rows_of_the_resize_matrix_sum_to_one(old, new):
     matrix = cubic_resize_matrix(old, new)
