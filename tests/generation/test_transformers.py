@@ -34,7 +34,7 @@ def reference(case):
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim > 1:
-                parameter += 0.5 * torch.randn_like(parameter)
+                parameter += 0.8 * torch.randn_like(parameter)
     fields = model.config.to_dict()
     tensors = {name: tensor.detach().numpy() for name, tensor in model.state_dict().items()}
     config = read_config(family_of(fields), fields, tensors)
