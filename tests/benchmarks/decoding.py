@@ -9,29 +9,20 @@ python -m tests.benchmarks.decoding --json figures.json
 """
 
 import functools
-import os
 import statistics
-import subprocess
 import sys
-import time
-from collections.abc import Callable
-from contextlib import ExitStack
-from pathlib import Path
 
 import numpy as np
 
 from tests.benchmarks.report import Measurement, Row, run
+from tests.benchmarks.turns import Make, Once, serve, take_turns
 
-ROOT = Path(__file__).parents[2]
-CONTESTANTS = ("jmm", "transformers")
 SIZES = {"gpt2": (768, 12, 12, 50_257), "small": (128, 2, 2, 1000)}
 """Width, layers, heads, vocabulary."""
 PROMPT = NEW = 64
 TURNS = {"gpt2": 7, "small": 15}
 BATCHES = {"gpt2": 1, "small": 10}
-"""Written in one turn: a few milliseconds alone would be the caches' that the other left."""
-
-Once = Callable[[], object]
+"""Written in one turn: of a few milliseconds much would be spent on memory that the other has put out of the caches."""
 
 
 def prompts(rows: int) -> np.ndarray:
@@ -39,8 +30,8 @@ def prompts(rows: int) -> np.ndarray:
     return np.random.default_rng(0).integers(1, 1000, (rows, PROMPT)).astype(np.int32)
 
 
-def with_jmm(size: str, rows: int) -> Once:
-    """One batch written by `jmm.generation.generate`."""
+def with_jmm(case: str) -> Once:
+    """A turn's batches written by `jmm.generation.generate`."""
     from dataclasses import replace
 
     import jax
@@ -51,6 +42,7 @@ def with_jmm(size: str, rows: int) -> Once:
     from jmm.model import Model
     from jmm.models.decoder import gpt2
 
+    size, rows = split(case)
     width, depth, heads, vocabulary = SIZES[size]
     config = replace(gpt2(width, depth, heads), vocab_size=vocabulary)
     module, text = config.build(), prompts(rows)
@@ -58,18 +50,20 @@ def with_jmm(size: str, rows: int) -> Once:
     model = Model(config, module, variables, Preprocess(), make_mesh(MeshShape()))
 
     def once() -> None:
-        ids, lengths = map(np.asarray, generate(model, {"text": text}, max_new_tokens=NEW))
-        assert ids.shape == (rows, NEW) and (lengths == NEW).all()
+        for _ in range(BATCHES[size]):
+            ids, lengths = map(np.asarray, generate(model, {"text": text}, max_new_tokens=NEW))
+            assert ids.shape == (rows, NEW) and (lengths == NEW).all()
 
     return once
 
 
-def with_transformers(size: str, rows: int) -> Once:
-    """One batch written by `generate` of transformers."""
+def with_transformers(case: str) -> Once:
+    """A turn's batches written by `generate` of transformers."""
     import torch
     from transformers import GPT2Config, GPT2LMHeadModel
 
     torch.set_num_threads(1)
+    size, rows = split(case)
     width, depth, heads, vocabulary = SIZES[size]
     config = GPT2Config(
         vocab_size=vocabulary, n_embd=width, n_layer=depth, n_head=heads, bos_token_id=0, eos_token_id=0
@@ -77,72 +71,34 @@ def with_transformers(size: str, rows: int) -> Once:
     model, text = GPT2LMHeadModel(config).eval(), torch.from_numpy(prompts(rows)).long()
     everything = torch.ones_like(text)
 
+    @torch.no_grad()
     def once() -> None:
-        with torch.no_grad():
-            ids = model.generate(
-                text,
-                attention_mask=everything,
-                max_new_tokens=NEW,
-                do_sample=False,
-                eos_token_id=None,
-                pad_token_id=0,
-            )
-        assert ids.shape == (rows, PROMPT + NEW)
+        given = {"attention_mask": everything, "max_new_tokens": NEW, "do_sample": False}
+        for _ in range(BATCHES[size]):
+            ids = model.generate(text, **given, eos_token_id=None, pad_token_id=0)
+            assert ids.shape == (rows, PROMPT + NEW)
 
     return once
 
 
-def serve(contestant: str) -> None:
-    """Answers each line `size rows` with the seconds of a batch; what is new is compiled and tried before."""
-    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-    make = functools.cache(with_jmm if contestant == "jmm" else with_transformers)
-    known = set()
-    for line in sys.stdin:
-        size, rows = line.split()
-        once = make(size, int(rows))
-        if line not in known:
-            once()
-            known.add(line)
-        start = time.process_time()
-        for _ in range(BATCHES[size]):
-            once()
-        print((time.process_time() - start) / BATCHES[size], flush=True)
+def split(case: str) -> tuple[str, int]:
+    """Size and rows of a batch."""
+    size, rows = case.split()
+    return size, int(rows)
 
 
-def seconds(size: str, rows: int) -> list[list[float]]:
-    """Those of both, turn by turn."""
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "OMP_NUM_THREADS": "1"}
-    with ExitStack() as stack:
-        processes = [
-            stack.enter_context(
-                subprocess.Popen(
-                    [sys.executable, "-m", __spec__.name, "serve", contestant],
-                    cwd=ROOT,
-                    env=environment,
-                    stdin=subprocess.PIPE,
-                    stdout=subprocess.PIPE,
-                    text=True,
-                )
-            )
-            for contestant in CONTESTANTS
-        ]
-
-        def ask(process: "subprocess.Popen[str]") -> float:
-            print(size, rows, file=process.stdin, flush=True)
-            return float(process.stdout.readline())
-
-        return [[ask(process) for process in processes] for _ in range(TURNS[size])]
+CONTESTANTS: dict[str, Make] = {"jmm": with_jmm, "transformers": with_transformers}
 
 
 def speed(size: str, target: float) -> list[Row]:
     """How many times as fast as transformers, with one row and with eight."""
     rows = []
     for count in (1, 8):
-        turns = seconds(size, count)
-        ours, theirs = (statistics.median(each) for each in zip(*turns, strict=True))
+        turns = take_turns("tests.benchmarks.decoding", CONTESTANTS, f"{size} {count}", TURNS[size])
+        ours, theirs = (statistics.median(each) / BATCHES[size] for each in zip(*turns, strict=True))
         ratio = statistics.median(theirs / ours for ours, theirs in turns)
-        what = f"{NEW} tokens by {size}, batch {count}, on one core, against transformers"
-        times = f" ({ours * 1e3:,.0f} and {theirs * 1e3:,.0f} ms)"
+        what = f"{NEW} tokens by {size}, batch {count}, one core, against transformers"
+        times = f" ({ours * 1e3:,.1f} and {theirs * 1e3:,.1f} ms)"
         rows.append(Row(what + times, ratio, "times as fast", f"≥ {target}", ratio >= target))
     return rows
 
@@ -154,6 +110,6 @@ MEASUREMENTS: dict[str, Measurement] = {
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["serve"]:
-        serve(sys.argv[2])
+        serve(CONTESTANTS[sys.argv[2]])
     else:
-        sys.exit(run(MEASUREMENTS, __doc__))
+        sys.exit(run(MEASUREMENTS, __doc__ or ""))
