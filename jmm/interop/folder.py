@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,6 +23,8 @@ from jmm.interop.table import plan_export, plan_import
 from jmm.protocol import ModelConfig
 
 CONFIG = "config.json"
+GENERATION = "generation_config.json"
+"""How transformers writes with the model unless told; it goes along."""
 OWN_FILES = [family for family in FAMILIES.values() if family.config_file != CONFIG]
 """Families whose config lies in a file of another name."""
 SHARD_BYTES = 5 * 10**9
@@ -109,6 +112,8 @@ def write_folder_of(
         written |= {"dtype": widest.name}
         written.pop("torch_dtype", None)  # what transformers 4 called it
     (folder / family.config_file).write_text(json.dumps(written, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    if origin and (origin.folder / GENERATION).exists():
+        shutil.copyfile(origin.folder / GENERATION, folder / GENERATION)
     theirs = origin.names if origin else {name: name for name in planned}
     outgoing = {theirs[name]: each for name, each in planned.items()}
     write_folder(folder, outgoing, {theirs[name]: types[name] for name in planned}, shard_bytes, family.stem)
