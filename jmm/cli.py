@@ -343,7 +343,8 @@ def convert(options: argparse.Namespace) -> Result:
         options.source, mesh=mesh, image_size=options.image_size, average=average, allow_pickle=options.allow_pickle
     )
     jmm.save(model, options.target, options.to, **({"dtype": options.dtype} if options.dtype else {}))
-    files = {path.name: path.stat().st_size for path in sorted(options.target.rglob("*")) if path.is_file()}
+    written = [path for path in sorted(options.target.rglob("*")) if path.is_file()]
+    files = {str(path.relative_to(options.target)): path.stat().st_size for path in written}
     lines = [f"{'system':<28}{type(model.config).__module__}", f"{'written':<28}{options.target}"]
     lines += [f"  {name:<26}{size:,} bytes" for name, size in files.items()]
     return {"text": "\n".join(lines), "target": str(options.target), "to": options.to, "files": files}

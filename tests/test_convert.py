@@ -2,6 +2,7 @@
 of the README's "Bring your checkpoint, take it with you", and what they refuse."""
 
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -169,6 +170,23 @@ def test_mistakes_are_one_line_and_leave_nothing(published, tmp_path, monkeypatc
     names = {"SRC": published, "DST": "out"}
     assert says in refused(capsys, "convert", *(names.get(each, each) for each in arguments))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_another_resolution_of_an_older_config(published, tmp_path, capsys):
+    """Whose fields stand twice, and with fields that are not ours."""
+    shutil.copytree(published, tmp_path / "older")
+    path = tmp_path / "older" / "config.json"
+    described = json.loads(path.read_text())
+    described["vision_config"]["own"] = 5
+    described |= {"text_config_dict": described["text_config"], "vision_config_dict": described["vision_config"]}
+    path.write_text(json.dumps(described))
+    run(capsys, "convert", tmp_path / "older", tmp_path / "large", "--to", "hf", "--image-size", "32")
+    found = json.loads((tmp_path / "large" / "config.json").read_text())
+    assert found["vision_config"] == {**described["vision_config"], "image_size": 32}
+    assert found["text_config"] == described["text_config"]
+    assert not {"text_config_dict", "vision_config_dict"} & found.keys()
+    assert jmm.load(tmp_path / "large").config.image.image_size == (32, 32)
+    assert CLIPModel.from_pretrained(tmp_path / "large").config.vision_config.image_size == 32
 
 
 def test_a_run_without_a_moving_average(published, photos, tmp_path, capsys):

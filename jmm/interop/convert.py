@@ -1,6 +1,5 @@
 """A model into a folder of another form, whole or not at all."""
 
-import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -74,13 +73,14 @@ def new_folder(path: Path) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         beside = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+        folder = beside / path.name  # with the rights that a new folder has here
+        folder.mkdir()
     except OSError as error:
         raise UserError(f"{path} cannot be written ({error.strerror or error})") from error
     try:
-        yield beside
-        beside.chmod(0o777 & ~_umask())
-        beside.rename(path)
-    except UserError:
+        yield folder
+        folder.rename(path)
+    except (UserError, TypeError, AttributeError, LookupError, AssertionError):
         raise
     except Exception as error:  # a full disk comes as many kinds
         raise UserError(f"{path} cannot be written ({reason(error)}); nothing is left of it") from error
@@ -92,9 +92,3 @@ def check_target(path: Path) -> None:
     """Raises UserError if something is there already."""
     if path.exists() or path.is_symlink():
         raise UserError(f"{path} exists; choose another folder, or take it away")
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -42,6 +42,8 @@ class Family:
     """The file that holds their config."""
     stem: str = "model"
     """What the names of their *.safetensors begin with."""
+    pickle: str = "pytorch_model.bin"
+    """The name of their older files."""
 
 
 class Renamed(Mapping[str, Any]):
@@ -70,7 +72,11 @@ class Renamed(Mapping[str, Any]):
 
 
 def abstract(config: ModelConfig) -> dict[str, Any]:
-    """Shapes and types of a system's variables, without computing them."""
+    """Shapes and types of a system's variables, without computing them.
+
+    Raises:
+      UserError: the config has sizes that nothing can have.
+    """
     module = config.build(jnp.float32)
     spec = config.batch_spec(1)
 
@@ -78,7 +84,11 @@ def abstract(config: ModelConfig) -> dict[str, Any]:
         batch = {name: jnp.zeros(each.shape, each.dtype) for name, each in spec.items()}
         return module.init(jax.random.key(0), **inputs_of(module, batch))
 
-    return dict(jax.eval_shape(init))
+    try:
+        return dict(jax.eval_shape(init))
+    except (ArithmeticError, LookupError, TypeError, AttributeError, ValueError) as error:
+        # Whatever a part makes of sizes that nothing can have.
+        raise UserError(f"a {type(config).__module__} of these sizes cannot be built ({error})") from error
 
 
 def read_config(family: Family, config_json: Mapping[str, Any], tensors: Collection[str] = ()) -> Any:
@@ -87,10 +97,15 @@ def read_config(family: Family, config_json: Mapping[str, Any], tensors: Collect
     Raises:
       UserError: naming the field that is missing or not supported.
     """
-    for name in config_json.get("architectures") or ():
+    names = config_json.get("architectures") or ()
+    if not isinstance(names, list | tuple):
+        raise UserError(f"architectures in config.json is {names!r}; it must be a list of names")
+    for name in names:
         if name not in family.architectures:
             known = ", ".join(family.architectures)
             raise UserError(f"architectures in config.json has {name!r}, which is not supported; {known} are")
+    if config_json.get("quantization_config") is not None:
+        raise UserError("config.json has a quantization_config, which is not supported; take the unquantised model")
     return family.read(Fields(config_json, family.config_file), tensors)
 
 

@@ -14,9 +14,11 @@ from data_pipelines.preprocess import Preprocess
 from jmm.distributed.mesh import MeshShape, make_mesh
 from jmm.distributed.sharding import tree_shardings
 from jmm.errors import UserError
+from jmm.experiment import Experiment
 from jmm.interop import native
 from jmm.interop.convert import save
-from jmm.interop.folder import CONFIG, is_published, read_folder, read_variables
+from jmm.interop.folder import CONFIG, Origin, is_published, read_folder, read_variables
+from jmm.interop.placing import abstract_on
 from jmm.interop.resolution import at_resolution
 from jmm.model import Model
 from jmm.protocol import ModelConfig, Variables
@@ -59,16 +61,11 @@ def load(
         model = load_step(folder, placed, average)[0]
     elif (folder / native.FILE).exists():
         config, variables, preprocess = native.read_native(folder, placed)
-        model = _model(config, variables, preprocess, placed)
+        model = replace(_model(config, variables, preprocess, placed), origin=native.origin_of(folder))
     elif is_published(folder):
         model = _published(folder, placed, allow_pickle)
-    elif not folder.is_dir():
-        raise UserError(f"there is no folder {folder}")
     else:
-        raise UserError(
-            f"{folder} holds no model: no {EXPERIMENT_FILE} (a workdir), no {native.FILE} (a model of jmm), "
-            f"no {CONFIG} (a published one)"
-        )
+        raise _no_model(folder)
     return model if image_size is None else _at_resolution(model, image_size)
 
 
@@ -84,8 +81,17 @@ def describe(folder: Path) -> tuple[ModelConfig, Preprocess]:
     if (folder / native.FILE).exists():
         return native.describe(folder)
     if not is_published(folder):
-        raise UserError(f"{folder} holds no model: no {EXPERIMENT_FILE}, no {native.FILE}, no {CONFIG}")
+        raise _no_model(folder)
     return read_folder(folder)[0].config, preprocessor_of(folder)
+
+
+def _no_model(folder: Path) -> UserError:
+    if not folder.is_dir():
+        return UserError(f"there is no folder {folder}")
+    return UserError(
+        f"{folder} holds no model: no {EXPERIMENT_FILE} (a workdir), no {native.FILE} (a model of jmm), "
+        f"no {CONFIG} (a published one)"
+    )
 
 
 def _published(folder: Path, mesh: Mesh, allow_pickle: bool) -> Model:
@@ -113,20 +119,29 @@ def load_step(workdir: Path, mesh: Mesh | None = None, average: bool | None = No
     kept = {"params": state.params, "collections": state.collections}
     if average is not False:
         kept["average"] = state.average
-    abstract = {name: _placed(tree, mesh) for name, tree in kept.items() if tree}
+    abstract = {name: abstract_on(tree, mesh) for name, tree in kept.items() if tree}
     with ocp.CheckpointManager(folder, options=ocp.CheckpointManagerOptions(read_only=True)) as manager:
         found, step = _newest(manager, folder, abstract)
     params = found["params"]
     if "average" in found:
         params = merge(found["average"], split(params, experiment.optimizer.freeze)[1])
     variables = {"params": params, **found.get("collections", {})}
-    return Model(experiment.model, module, variables, experiment.data.preprocessor(), mesh), step
+    model = Model(experiment.model, module, variables, experiment.data.preprocessor(), mesh)
+    return replace(model, origin=_started_from(experiment)), step
+
+
+def _started_from(experiment: Experiment) -> Origin | None:
+    """The published folder whose weights a run began with, if it is still there."""
+    folder = Path(experiment.initial)
+    if not experiment.initial or not is_published(folder):
+        return None
+    return read_folder(folder)[0].changed()
 
 
 def _at_resolution(model: Model, image_size: tuple[int, int]) -> Model:
     config, variables = at_resolution(model.config, model.variables, image_size)
     placed = jax.device_put(variables, {name: tree_shardings(tree, model.mesh) for name, tree in variables.items()})
-    fitted = replace(_model(config, placed, model.preprocess.sized(image_size), model.mesh))
+    fitted = _model(config, placed, model.preprocess.sized(image_size), model.mesh)
     return replace(fitted, origin=model.origin)
 
 
@@ -145,10 +160,3 @@ def _newest(manager: ocp.CheckpointManager, folder: Path, abstract: dict[str, An
     if damaged:
         raise UserError(f"no checkpoint in {folder} can be read: {'; '.join(damaged)}")
     raise UserError(f"{folder} holds no checkpoint yet; train it with jmm train")
-
-
-def _placed(tree: Any, mesh: Mesh) -> Any:
-    def place(leaf: Any, sharding: Any) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-
-    return jax.tree.map(place, tree, tree_shardings(tree, mesh))

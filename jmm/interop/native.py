@@ -5,17 +5,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import jax
 import orbax.checkpoint as ocp
 from jax.sharding import Mesh
 
 from data_pipelines.preprocess import Preprocess
 from data_pipelines.pretrained import PretrainedTokenizer
 from data_pipelines.save import copy_tokenizer
-from jmm.distributed.sharding import tree_shardings
 from jmm.errors import UserError
 from jmm.interop.family import abstract
-from jmm.interop.folder import read_json
+from jmm.interop.folder import Origin, read_json
+from jmm.interop.placing import abstract_on
 from jmm.model import Model
 from jmm.protocol import ModelConfig
 from jmm.training.checkpoint import check_manifest, reason, write_manifest
@@ -35,6 +34,9 @@ def write_native(model: Model, folder: Path) -> None:
     if isinstance(model.preprocess.tokenizer, PretrainedTokenizer):
         copy_tokenizer(model.preprocess.tokenizer, folder / TOKENIZER)
     described = {"version": VERSION, "config": to_json(model.config), "preprocess": to_json(model.preprocess)}
+    if isinstance(model.origin, Origin):
+        described["origin"] = model.origin.described()
+        model.origin.copy_companions(folder)
     (folder / FILE).write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
     write_manifest(folder)
 
@@ -56,6 +58,12 @@ def describe(folder: Path) -> tuple[ModelConfig, Preprocess]:
     return config, preprocess
 
 
+def origin_of(folder: Path) -> Origin | None:
+    """Where the model was read from before it was written here, so that it can be written back as it was there."""
+    described = read_json(folder / FILE).get("origin")
+    return None if described is None else Origin.from_description(described, folder)
+
+
 def read_native(folder: Path, mesh: Mesh) -> tuple[ModelConfig, Any, Preprocess]:
     """Config, weights (float32, on the mesh) and preprocessing.
 
@@ -63,17 +71,10 @@ def read_native(folder: Path, mesh: Mesh) -> tuple[ModelConfig, Any, Preprocess]
       UserError: a file is missing or is not as it was written, or a newer jmm wrote it.
     """
     config, preprocess = describe(folder)
-    placed = {name: _placed(tree, mesh) for name, tree in abstract(config).items()}
+    placed = {name: abstract_on(tree, mesh) for name, tree in abstract(config).items()}
     try:
         check_manifest(folder)
         with ocp.StandardCheckpointer() as checkpointer:
             return config, checkpointer.restore(folder.absolute() / WEIGHTS, placed), preprocess
     except Exception as error:  # Orbax raises many kinds for damaged files
         raise UserError(f"{folder} is damaged ({reason(error)}); convert or copy it again") from error
-
-
-def _placed(tree: Any, mesh: Mesh) -> Any:
-    def place(leaf: Any, sharding: Any) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-
-    return jax.tree.map(place, tree, tree_shardings(tree, mesh))

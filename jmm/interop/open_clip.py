@@ -249,5 +249,6 @@ FAMILIES = (
         ignored="attn_mask|input_resolution|context_length|vocab_size",
         config_file=FILE,
         stem="open_clip_model",
+        pickle="open_clip_pytorch_model.bin",
     ),
 )

@@ -5,9 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from jmm.errors import UserError
-from jmm.interop.stored import places
-
-INDEX = ".index.json"
+from jmm.interop.stored import INDEX, places
 
 
 def open_pickle(folder: Path, name: str) -> dict[str, Any]:
@@ -28,11 +26,14 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         # weights_only: an unpickler that makes tensors and containers, and calls nothing else.
         found = torch.load(path, map_location="cpu", weights_only=True)
+        if not isinstance(found, Mapping) or not all(isinstance(each, torch.Tensor) for each in found.values()):
+            raise UserError(f"{path} holds more than tensors by name; save the model's state_dict alone")
+        return {str(name): _array(tensor.detach()) for name, tensor in found.items()}
+    except UserError:
+        raise
     except Exception as error:  # torch raises many kinds for what it refuses
-        raise UserError(f"{path} cannot be read as weights only ({str(error).splitlines()[0]})") from error
-    if not isinstance(found, Mapping) or not all(isinstance(each, torch.Tensor) for each in found.values()):
-        raise UserError(f"{path} holds more than tensors by name; save the model's state_dict alone")
-    return {str(name): _array(tensor) for name, tensor in found.items()}
+        said = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{path} cannot be read as weights only ({said})") from error
 
 
 def _array(tensor: Any) -> Any:

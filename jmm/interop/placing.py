@@ -38,6 +38,15 @@ def place(pieces: Sequence[Piece], tensors: Tensors, abstract: Any, mesh: Mesh) 
     return unflatten(found, abstract)
 
 
+def abstract_on(tree: Any, mesh: Mesh) -> Any:
+    """Shapes and types with their places on a mesh, by the rules."""
+
+    def place(leaf: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+    return jax.tree.map(place, tree, tree_shardings(tree, mesh))
+
+
 def _placed(abstract: Any, mesh: Mesh) -> Any:
     # By their paths within each collection, as in the train state.
     return {name: tree_shardings(tree, mesh) for name, tree in abstract.items()}

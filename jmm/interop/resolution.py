@@ -2,10 +2,11 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass, replace
+from functools import partial
 from typing import Any
 
+import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jmm.errors import UserError
 from jmm.models.vit import ImageTower
@@ -43,9 +44,10 @@ def at_resolution(
         config = _put(config, path, new)
         if tower.positions == "learned":
             place = (*path, "positions", "table")
-            table = np.asarray(_get(params, place))
-            resized = resize_positions(jnp.asarray(table, jnp.float32), tower.grid, new.grid, tower.prefix, offset)
-            params = _put(params, place, np.asarray(resized).astype(table.dtype))
+            resize = partial(resize_positions, old=tower.grid, new=new.grid, prefix=tower.prefix, offset=offset)
+            table = _get(params, place)
+            # Jitted, for the table may lie on devices of several processes.
+            params = _put(params, place, jax.jit(resize)(jnp.asarray(table, jnp.float32)).astype(table.dtype))
     return config, {**variables, "params": params}
 
 

@@ -37,6 +37,8 @@ DTYPES = {
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 LENGTH = struct.Struct("<Q")
+INDEX = ".index.json"
+"""What the name of an index of shards ends with."""
 MAX_HEADER = 100_000_000
 """Bytes of the longest header that is read: what is longer is no header."""
 
@@ -72,7 +74,7 @@ def open_file(path: Path) -> dict[str, Stored]:
             return dict(_entries(path, file.read(8), file, size))
     except FileNotFoundError:
         raise UserError(f"there is no file {path}") from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, struct.error) as error:
         said = f"{type(error).__name__} {error}" if isinstance(error, KeyError) else str(error)
         raise UserError(f"{path} is not a whole safetensors file ({said}); fetch it again") from error
 
@@ -87,6 +89,8 @@ def _entries(path: Path, length: bytes, file: Any, size: int) -> Iterator[tuple[
     end = 0
     for name, entry in sorted(_tensors(header), key=lambda item: item[1]["data_offsets"]):
         first, last = entry["data_offsets"]
+        if entry["dtype"] not in DTYPES:
+            raise UserError(f"{name} in {path} is of type {entry['dtype']}, which is not supported")
         shape, dtype = tuple(entry["shape"]), DTYPES[entry["dtype"]]
         if first != end or min(shape, default=0) < 0 or last - first != prod(shape) * dtype.itemsize:
             raise ValueError(f"the place of {name} does not fit its shape and the tensor before it")
@@ -106,8 +110,10 @@ def open_folder(folder: Path, stem: str = "model") -> dict[str, Stored]:
     Raises:
       UserError: there are none, a file is missing or torn, or index and files disagree.
     """
-    index, whole = folder / f"{stem}.safetensors.index.json", folder / f"{stem}.safetensors"
-    if not index.exists():
+    whole = folder / f"{stem}.safetensors"
+    index = folder / (whole.name + INDEX)
+    # As transformers: an index beside a whole file is left from earlier.
+    if whole.exists() or not index.exists():
         return open_file(whole)
     listed = places(index)
     files = {name: open_file(folder / name) for name in sorted(set(listed.values()))}
@@ -154,10 +160,19 @@ def write_file(path: Path, tensors: Mapping[str, Any], dtypes: Mapping[str, np.d
     with path.open("wb") as file:
         file.write(LENGTH.pack(len(text)) + text)
         for name in names:
-            array = np.ascontiguousarray(np.asarray(tensors[name], types[name]))
+            array = _converted(name, tensors[name], types[name])
             file.write(array.reshape(-1).view(np.uint8).data)
         file.flush()
         os.fsync(file.fileno())
+
+
+def _converted(name: str, tensor: Any, dtype: np.dtype) -> np.ndarray:
+    """The tensor in a type; refuses values that the type has not."""
+    with np.errstate(over="ignore"):
+        array = np.ascontiguousarray(np.asarray(tensor, dtype))
+    if dtype != tensor.dtype and not np.isfinite(array).all() and np.isfinite(np.asarray(tensor)).all():
+        raise UserError(f"{name} holds values beyond those of {dtype}; write another type, such as bfloat16")
+    return array
 
 
 def write_folder(
@@ -179,7 +194,7 @@ def write_folder(
         "metadata": {"total_parameters": count, "total_size": sum(sizes.values())},
         "weight_map": dict(sorted(held.items())),
     }
-    path = folder / f"{stem}.safetensors.index.json"
+    path = folder / f"{stem}.safetensors{INDEX}"
     path.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 

@@ -14,6 +14,7 @@ from itertools import groupby
 from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
@@ -178,6 +179,10 @@ def plan_import(table: Sequence[Row], tensors: Tensors, abstract: Any, ignored: 
             left.difference_update(held)
             wrong = [name for name in held if tuple(tensors[name].shape) != row.whole(shape)]
             problems += [f"{name} is {tuple(tensors[name].shape)}, not {row.whole(shape)}" for name in wrong]
+            floats = jnp.issubdtype(leaf.dtype, jnp.floating)
+            for name in held if floats else ():
+                if not jnp.issubdtype(tensors[name].dtype, jnp.floating):
+                    problems.append(f"{name} holds {tensors[name].dtype}, which is no type of weights")
             if not held:
                 problems.append(f"{names[0]} is missing")
             pieces.append(Piece(path, row, layer, shape, held))
@@ -235,9 +240,14 @@ def fetch(array: Any, layer: int | None, dtype: Any = None) -> np.ndarray:
 
     It is put together from the parts that lie on the devices: indexing the whole would first give every device a copy
     of the layer, and an array on devices keeps the copy on the host that is made of it as a whole.
+
+    Raises:
+      UserError: some of it lies on devices of another process.
     """
     if not isinstance(array, jax.Array):
         return np.asarray(array if layer is None else array[layer], dtype)
+    if not array.is_fully_addressable:
+        raise UserError("the weights lie on devices of several processes; one process alone can load and write them")
     shape = array.shape if layer is None else array.shape[1:]
     found = np.empty(shape, array.dtype if dtype is None else dtype)
     for shard in array.addressable_shards:

@@ -44,10 +44,12 @@ class Program:
             state: TrainState = init()
         if initial is None:
             return state
+        # The random weights go before the others come: the devices need not hold both.
+        state = state.replace(params=None, collections=None, average=None)
         collections = dict(initial(self.mesh))
         params = jax.device_put(collections.pop("params"), self.shardings.params)
         average = None
-        if state.average is not None:
+        if self.experiment.optimizer.average is not None:
             average = jax.tree.map(jnp.copy, split(params, self.experiment.optimizer.freeze)[0])
         return state.replace(params=params, collections=collections, average=average)
 

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 import jmm
 from jmm.errors import UserError
 from jmm.experiment import MeshShape
+from jmm.interop.stored import open_folder, write_folder
 from tests.arrays import assert_close
 
 IDS = np.random.default_rng(0).integers(1, 60, (2, 7)).astype(np.int32)
@@ -143,6 +144,13 @@ class Evil:
         return (print, ("code from a pickle was run",))
 
 
+def test_an_empty_pickle_is_one_sentence(copied):
+    pickled(copied, {})
+    (copied / "pytorch_model.bin").write_bytes(b"")
+    with pytest.raises(UserError, match="cannot be read as weights only"):
+        jmm.load(copied, allow_pickle=True)
+
+
 @pytest.mark.parametrize("state", [{"a": Evil()}, [torch.ones(2)], {"a": 3}])
 def test_a_pickle_of_anything_but_weights_is_refused(copied, state, capsys):
     pickled(copied, state)
@@ -173,6 +181,11 @@ def edit(folder, **fields):
         (lambda folder: edit(folder, intermediate_size=41), "layers.0.mlp.gate_proj.weight is (40, 24), not (41, 24)"),
         (lambda folder: edit(folder, num_hidden_layers=2), "model.layers.2.mlp.up_proj.weight is left over"),
         (lambda folder: edit(folder, num_hidden_layers=4), "model.layers.3.mlp.up_proj.weight is missing"),
+        (lambda folder: edit(folder, quantization_config={"bits": 8}), "has a quantization_config"),
+        (lambda folder: edit(folder, architectures=5), "architectures in config.json is 5; it must be a list"),
+        (lambda folder: edit(folder, vocab_size=10**15), "cannot be built"),
+        (lambda folder: edit(folder, hidden_size=None), "config.json lacks hidden_size"),
+        (lambda folder: (folder / "config.json").write_text("[" * 100_000), "config.json cannot be read"),
         (lambda folder: (folder / "model-00002-of-00002.safetensors").unlink(), "there is no file"),
         (lambda folder: [path.unlink() for path in folder.glob("model*")], "there is no file"),
     ],
@@ -194,7 +207,55 @@ def test_a_published_folder_has_no_moving_average(published):
         jmm.load(published[0], average=True)
 
 
+def test_whole_numbers_are_no_weights(copied):
+    """Of a quantised model whose config says nothing of it."""
+    tensors = {name: np.asarray(each) for name, each in open_folder(copied).items()}
+    tensors["lm_head.weight"] = np.ones(tensors["lm_head.weight"].shape, np.int8)
+    for path in copied.glob("model*"):
+        path.unlink()
+    write_folder(copied, tensors, {}, 10**9)
+    with pytest.raises(UserError, match=r": lm_head.weight holds int8, which is no type of weights$"):
+        jmm.load(copied)
+
+
+def test_a_whole_file_comes_before_an_index(published, copied):
+    """As transformers has it: the index is left from earlier."""
+    jmm.save(jmm.load(published[0]), copied.parent / "whole")
+    shutil.copy(copied.parent / "whole" / "model.safetensors", copied)
+    for path in copied.glob("model-*"):
+        path.unlink()
+    assert_close(jmm.load(copied)(text=IDS)["logits"], published[1])
+
+
 # --- writing ---
+
+
+def test_fields_that_are_not_ours_go_through_our_own_form(copied):
+    edit(copied, pad_token_id=7, something_else={"kept": True})
+    jmm.save(jmm.load(copied), copied.parent / "ours", "jmm")
+    jmm.save(jmm.load(copied.parent / "ours"), copied.parent / "back", shard_bytes=20_000)
+    for name in sorted(path.name for path in copied.iterdir()):
+        expected, found = (folder / name for folder in (copied, copied.parent / "back"))
+        if name == "config.json":
+            assert json.loads(found.read_text()) == json.loads(expected.read_text())
+        else:
+            assert found.read_bytes() == expected.read_bytes(), name
+
+
+def test_values_that_a_type_has_not_are_refused(published, tmp_path):
+    model = jmm.load(published[0])
+    large = model.with_variables(jax.tree.map(lambda leaf: leaf * 1e9, model.variables))
+    with pytest.raises(UserError, match=r"holds values beyond those of float16; write another type, such as bfloat16"):
+        jmm.save(large, tmp_path / "out", dtype="float16")
+    with pytest.raises(UserError, match="weights cannot be written as int8"):
+        jmm.save(large, tmp_path / "out", dtype="int8")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_mistake_in_a_program_is_not_called_one_of_the_disk(published, tmp_path):
+    with pytest.raises(TypeError, match="unexpected keyword argument 'dtyp'"):
+        jmm.save(jmm.load(published[0]), tmp_path / "out", dtyp="float16")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_nothing_is_written_over(published, tmp_path):
