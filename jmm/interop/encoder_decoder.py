@@ -1,4 +1,4 @@
-"""Encoder–decoder language models as transformers names them: BART, T5 (v1.1 and Flan-T5 are of it) and mT5."""
+"""Encoder–decoder language models as transformers names them: BART, Marian, T5 (v1.1 and Flan-T5 are of it), mT5."""
 
 from collections.abc import Collection
 from dataclasses import replace
@@ -21,13 +21,26 @@ LOGITS_BIAS = "final_logits_bias"
 
 
 def _bart(fields: Fields, names: Collection[str]) -> Config:
-    # Of transformers 2 and 3, whose BART was mBART, Marian and Pegasus too.
-    fields.only("normalize_before", False)
     fields.only("normalize_embedding", True)
-    fields.only("add_final_layer_norm", False)
-    fields.only("add_bias_logits", False)
     fields.only("static_position_embeddings", False)
     fields.only("extra_pos_embeddings", 2)
+    return _bart_shaped(fields, names, start_id=2)
+
+
+def _marian(fields: Fields, names: Collection[str]) -> Config:
+    fields.only("normalize_embedding", False)
+    fields.only("static_position_embeddings", True)
+    fields.only("share_encoder_decoder_embeddings", True)
+    fields.only("decoder_vocab_size", fields.size("vocab_size"))
+    config = _bart_shaped(fields, names, start_id=58_100)
+    return replace(config, first_position=None, sinusoidal=True, embedding_norm=False)
+
+
+def _bart_shaped(fields: Fields, names: Collection[str], start_id: int) -> Config:
+    # Of transformers 2 and 3, whose BART was mBART, Marian and Pegasus too.
+    fields.only("normalize_before", False)
+    fields.only("add_final_layer_norm", False)
+    fields.only("add_bias_logits", False)
     # Untied, transformers 5 has three embeddings and we have one.
     fields.only("tie_word_embeddings", True)
     vocab_size = fields.size("vocab_size")
@@ -36,7 +49,7 @@ def _bart(fields: Fields, names: Collection[str]) -> Config:
         replace(_bart_stack(fields, "decoder"), cross_attention=True),
         vocab_size,
         fields.size("max_position_embeddings"),
-        _start_id(fields, vocab_size, 2),
+        _start_id(fields, vocab_size, start_id),
         scaled_embedding=fields.flag("scale_embedding", False),
         logits_bias=LOGITS_BIAS in names,
     )
@@ -147,9 +160,9 @@ def _head(architecture: str, model_type: str, config: Config) -> dict[str, Any]:
     }
 
 
-def _write_bart(config: Config) -> dict[str, Any]:
+def _write_bart_shaped(architecture: str, model_type: str, config: Config) -> dict[str, Any]:
     stacks = {"encoder": config.encoder, "decoder": config.decoder}
-    written = _head("BartForConditionalGeneration", "bart", config) | {
+    written = _head(architecture, model_type, config) | {
         "activation_function": ACTIVATION_NAMES[config.encoder.activation],
         "max_position_embeddings": config.context_length,
         "scale_embedding": config.scaled_embedding,
@@ -160,6 +173,11 @@ def _write_bart(config: Config) -> dict[str, Any]:
         written[f"{side}_attention_heads"] = stack.num_heads
         written[f"{side}_ffn_dim"] = stack.mlp_dim
     return written
+
+
+def _write_marian(config: Config) -> dict[str, Any]:
+    # Its targets start with padding, and theirs must say which token that is: their own default is token 58100.
+    return _write_bart_shaped("MarianMTModel", "marian", config) | {"pad_token_id": config.start_id}
 
 
 def _write_relative(architecture: str, model_type: str, config: Config) -> dict[str, Any]:
@@ -254,10 +272,20 @@ FAMILIES = (
         ("BartForConditionalGeneration", "BartModel"),
         Config,
         _bart,
-        _write_bart,
+        partial(_write_bart_shaped, "BartForConditionalGeneration", "bart"),
         _bart_table,
         ((r"^(?!model\.|lm_head\.|final_logits_bias$)", "model."),),
         r"model\.(encoder|decoder)\.version",
+    ),
+    Family(
+        "marian",
+        ("MarianMTModel",),
+        Config,
+        _marian,
+        _write_marian,
+        _bart_table,
+        # Positions are computed; files of several versions hold their table all the same.
+        ignored=r"model\.(encoder|decoder)\.(version|embed_positions\.weight)",
     ),
     Family(
         "t5",

@@ -7,8 +7,9 @@
                     └┄┄┄┄┄┄┄┄┄┄┄┄┄┄ tied ┄┄┄┄┄┄┄┄┄┄┄┄┄┄► head ◄──────────────────┘
                                                           └─► logits [B,M,V]
 
-One configuration is BART (Lewis et al. 2020), with learned positions and norms after the sub-layers; another T5,
-Flan-T5 (Chung et al. 2022) or mT5 (Xue et al. 2021), with a bias of relative positions and norms before them.
+One configuration is BART (Lewis et al. 2020), with learned positions and norms after the sub-layers; another Marian
+(Junczys-Dowmunt et al. 2018), with sinusoidal positions; another T5, Flan-T5 (Chung et al. 2022) or mT5 (Xue et al.
+2021), with a bias of relative positions and norms before the sub-layers.
 
 Inputs: text int32 [B,L], what is read, and target int32 [B,M], what is to be written; text_mask bool [B,L] and
 target_mask bool [B,M], padding on either side; without them every token is real.
@@ -30,7 +31,7 @@ from jaxtyping import Array, Bool, Float, Int
 from jmm.kernels import masks
 from jmm.objectives.language import token_cross_entropy
 from jmm.parts.norms import make_norm
-from jmm.parts.positions import LearnedPositions, count_positions
+from jmm.parts.positions import LearnedPositions, count_positions, sincos_1d
 from jmm.parts.relative import RelativePositionBias
 from jmm.parts.transformer import Transformer, TransformerConfig
 from jmm.protocol import Batch, Loss, Outputs, Variables, forward
@@ -47,11 +48,13 @@ class Config:
     vocab_size: int = 50_265
     """Size of the vocabulary, one for text and target."""
     context_length: int = 1024
-    """The longest text, and the longest target, in tokens; relative positions take longer ones too."""
+    """The longest text, and the longest target, in tokens; relative and sinusoidal positions take longer ones too."""
     start_id: int = 2
     """The token before the first of the target."""
     first_position: int | None = 2
     """Row of the tables of learned positions that the first token reads; None: there are no such tables."""
+    sinusoidal: bool = False
+    """Fixed sinusoidal positions (Vaswani et al. 2017, section 3.5) are added to the embedding."""
     relative_buckets: int | None = None
     """Buckets of the relative position bias of self-attention, in each transformer; None: there is no such bias."""
     relative_distance: int = 128
@@ -143,8 +146,11 @@ class EncoderDecoder(nn.Module):
     ) -> Float[Array, "B L D"]:
         """Every embedded token of the text after the encoder, having seen all that are real."""
         cfg, bias = self.config, None
+        counted = None if mask is None else count_positions(mask)
         if cfg.first_position is not None:
-            x = self.encoder_positions(x, None if mask is None else count_positions(mask))
+            x = self.encoder_positions(x, counted)
+        if cfg.sinusoidal:
+            x = _add_sinusoids(x, counted)
         if cfg.relative_buckets is not None:
             # Distances are the same wherever the padding stands, so that one bias serves all rows.
             places = jnp.arange(x.shape[1])[None]
@@ -171,9 +177,11 @@ class EncoderDecoder(nn.Module):
         of the real ones, from 0. `cached` is that of `MultiHeadAttention`."""
         cfg, bias = self.config, None
         slots = self.decoder.slots() if cached else None
+        counted = count_positions(mask) if positions is None and mask is not None else positions
         if cfg.first_position is not None:
-            counted = None if mask is None else count_positions(mask)
-            x = self.decoder_positions(x, counted if positions is None else positions)
+            x = self.decoder_positions(x, counted)
+        if cfg.sinusoidal:
+            x = _add_sinusoids(x, counted)
         if cfg.relative_buckets is not None:
             places = jnp.arange(x.shape[1])[None] if positions is None else positions
             bias = self.decoder_bias(places, places if slots is None else jnp.arange(slots)[None])
@@ -228,6 +236,12 @@ class EncoderDecoder(nn.Module):
         return logits + self.logits_bias.value.astype(self.dtype) if cfg.logits_bias else logits
 
 
+def _add_sinusoids(x: Float[Array, "B L D"], positions: Int[Array, "#B L"] | None) -> Float[Array, "B L D"]:
+    """Where each token stands, added; without `positions` they are in their order from 0."""
+    places = jnp.arange(x.shape[1])[None] if positions is None else positions
+    return x + sincos_1d(places, x.shape[-1]).astype(x.dtype)
+
+
 def shift_right(target: Int[Array, "B M"], mask: Bool[Array, "B M"] | None, start_id: int) -> Int[Array, "B M"]:
     """The token before each of the target; before the first real one of a row stands `start_id`."""
     # Rolled and not cut: the length keeps dividing among devices.
@@ -239,6 +253,23 @@ def bart(width: int, depth: int, num_heads: int) -> Config:
     """BART (section 2.1): learned positions, a norm of the embedding and norms after the sub-layers, GELU."""
     stack = TransformerConfig(width, depth, num_heads, 4 * width, norm_order="post", norm_eps=1e-5)
     return Config(stack, replace(stack, cross_attention=True))
+
+
+def marian(width: int, depth: int, num_heads: int, mlp_dim: int, vocab_size: int = 58_101) -> Config:
+    """Marian (Junczys-Dowmunt et al. 2018) as OPUS-MT trains it (Tiedemann and Thottingal 2020): sinusoidal positions
+    on an embedding times √D, norms after the sub-layers, SiLU; the last token is padding, and starts every target."""
+    stack = TransformerConfig(width, depth, num_heads, mlp_dim, activation="silu", norm_order="post", norm_eps=1e-5)
+    return Config(
+        stack,
+        replace(stack, cross_attention=True),
+        vocab_size,
+        context_length=512,
+        start_id=vocab_size - 1,
+        first_position=None,
+        sinusoidal=True,
+        embedding_norm=False,
+        scaled_embedding=True,
+    )
 
 
 def t5(width: int, depth: int, num_heads: int, mlp_dim: int) -> Config:
@@ -281,6 +312,7 @@ def t5_v1_1(width: int, depth: int, num_heads: int, mlp_dim: int, vocab_size: in
 VARIANTS = {
     "bart_base": bart(768, 6, 12),
     "bart_large": bart(1024, 12, 16),
+    "marian_base": marian(512, 6, 8, 2048),
     "t5_small": t5(512, 6, 8, 2048),
     "t5_base": t5(768, 12, 12, 3072),
     "t5_v1_1_small": t5_v1_1(512, 8, 6, 1024),

@@ -107,6 +107,25 @@ def cubic_resize_matrix(old: int, new: int, offset: float = 0.0) -> Float[np.nda
     return matrix.astype(np.float32)
 
 
+def frequencies(width: int, base: float) -> Float[np.ndarray, "F"]:
+    """base^(−2i/`width`) radians a step, a frequency for each two of `width` channels, the last alone if it is odd."""
+    return base ** -(np.arange(0, width, 2, dtype=np.float64) / width)
+
+
+def sincos_1d(positions: Int[Array, "#B L"], width: int, base: float = 10_000.0) -> Float[Array, "#B L {width}"]:
+    """Fixed sinusoidal positions of a sequence (Vaswani et al. 2017, section 3.5), wherever a token stands.
+
+    The sines of all frequencies stand before their cosines, as published weights have them, where the paper takes
+    turns: [sin pω₀, sin pω₁, …, cos pω₀, cos pω₁, …] with ωᵢ = base^(−2i/`width`). An odd width lacks the last cosine.
+    """
+    frequency = frequencies(width, base)
+    # A float32 angle of a thousand radians is known to 6e-5 alone: of each 64 places whole circles are left out.
+    block = np.remainder(64 * frequency, 2 * np.pi)
+    turned = ((positions // 64, block), (positions % 64, frequency))
+    angle = sum(count[..., None].astype(jnp.float32) * step.astype(np.float32) for count, step in turned)
+    return jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=-1)[..., :width]
+
+
 def sincos_2d(grid: Grid, width: int, temperature: float = 10_000.0) -> Float[np.ndarray, "N {width}"]:
     """Fixed 2-D sine–cosine positions (Chen et al. 2021, MoCo v3, section 4.2): [sin x, cos x, sin y, cos y].
 
@@ -116,7 +135,7 @@ def sincos_2d(grid: Grid, width: int, temperature: float = 10_000.0) -> Float[np
     if width % 4:
         raise ValueError(f"sine–cosine positions need a width that divides by 4, not {width}")
     y, x = np.mgrid[: grid[0], : grid[1]].reshape(2, -1, 1).astype(np.float64)
-    frequency = temperature ** -(np.arange(width // 4) / (width // 4))
+    frequency = frequencies(width // 2, temperature)
     phases = [np.sin(x * frequency), np.cos(x * frequency), np.sin(y * frequency), np.cos(y * frequency)]
     return np.concatenate(phases, axis=1).astype(np.float32)
 
@@ -134,8 +153,7 @@ def rotary(
     width = x.shape[-1]
     if width % 2:
         raise ValueError(f"rotary positions need an even head width, not {width}")
-    frequency = base ** -(np.arange(0, width, 2, dtype=np.float64) / width)
-    angle = positions[..., None].astype(jnp.float32) * frequency.astype(np.float32)
+    angle = positions[..., None].astype(jnp.float32) * frequencies(width, base).astype(np.float32)
     sin, cos = jnp.sin(angle)[:, :, None, :], jnp.cos(angle)[:, :, None, :]
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)

@@ -23,6 +23,7 @@ SYSTEMS = {
     "opt-350m": decoder.Config(replace(STACK, norm_order="post"), VOCABULARY, 16, first_position=2, embed_dim=6),
     "llama": decoder.Config(SWIGLU, VOCABULARY, 16, first_position=None, tied_head=False),
     "bart": BART,
+    "marian": replace(BART, first_position=None, sinusoidal=True, scaled_embedding=True, embedding_norm=False),
     "t5": replace(
         BART,
         encoder=T5,

@@ -22,7 +22,7 @@ NEW = 9
 STOP, PAD = 5, 1
 """97 of 99 ids are drawn for prompts: neither of these."""
 CONTINUED = ("gpt2 of 3 heads, untied", "opt", "opt-350m of 3 heads", "llama", "qwen2 of 7 heads, tied")
-READ = ("bart of 3 and 5 heads, scaled", "t5", "t5 v1.1")
+READ = ("bart of 3 and 5 heads, scaled", "marian", "t5", "t5 v1.1")
 each_case = pytest.mark.parametrize("case", [*CONTINUED, *READ])
 
 
@@ -32,7 +32,7 @@ def reference(case):
     model = deepcopy((decoders if case in CONTINUED else encoder_decoders).reference(case)[0])
     torch.manual_seed(1)
     with torch.no_grad():
-        for parameter in model.parameters():
+        for parameter in encoder_decoders.weights(model).values():
             if parameter.ndim > 1:
                 parameter += 0.8 * torch.randn_like(parameter)
     fields = model.config.to_dict()

@@ -1,6 +1,7 @@
 """Published config.json files and names of weights, what is refused of them, and what transformers makes of ours."""
 
 import json
+import re
 from dataclasses import replace
 
 import jax
@@ -12,6 +13,8 @@ from safetensors.numpy import load_file, save_file
 from transformers import (
     BartConfig,
     BartForConditionalGeneration,
+    MarianConfig,
+    MarianMTModel,
     MT5Config,
     MT5ForConditionalGeneration,
     T5Config,
@@ -55,6 +58,25 @@ BART_LARGE = BART | {
     "d_model": 1024,
     **{f"{side}_{name}": size for side in ("encoder", "decoder") for name, size in (("layers", 12), ("ffn_dim", 4096))},
     **{f"{side}_attention_heads": 16 for side in ("encoder", "decoder")},
+}
+MARIAN = BART | {
+    "model_type": "marian",
+    "architectures": ["MarianMTModel"],
+    "activation_function": "swish",
+    "d_model": 512,
+    "decoder_attention_heads": 8,
+    "decoder_ffn_dim": 2048,
+    "decoder_start_token_id": 58100,
+    "encoder_attention_heads": 8,
+    "encoder_ffn_dim": 2048,
+    "eos_token_id": 0,
+    "max_position_embeddings": 512,
+    "normalize_embedding": False,
+    "num_hidden_layers": 6,
+    "pad_token_id": 58100,
+    "scale_embedding": True,
+    "static_position_embeddings": True,
+    "vocab_size": 58101,
 }
 T5 = {
     "model_type": "t5",
@@ -105,6 +127,8 @@ def read(config_json, names=()):
     [
         (BART, "bart_base"),
         (BART_LARGE, "bart_large"),
+        (MARIAN, "marian_base"),
+        (MARIAN | {"decoder_vocab_size": 58101, "share_encoder_decoder_embeddings": True}, "marian_base"),
         (T5, "t5_small"),
         (T5_BASE, "t5_base"),
         (FLAN_T5_BASE, "t5_v1_1_base"),
@@ -182,6 +206,19 @@ def test_feed_forwards(kind, activation, gated):
             BART | {"decoder_start_token_id": 50265},
             "decoder_start_token_id in config.json is 50265; it must be",
         ),
+        (
+            MARIAN | {"share_encoder_decoder_embeddings": False},
+            "share_encoder_decoder_embeddings in config.json is False",
+        ),
+        (
+            MARIAN | {"decoder_vocab_size": 9},
+            "decoder_vocab_size in config.json is 9, which is not supported; 58101 is",
+        ),
+        (MARIAN | {"static_position_embeddings": False}, "static_position_embeddings in config.json is False"),
+        (MARIAN | {"normalize_embedding": True}, "normalize_embedding in config.json is True"),
+        (MARIAN | {"normalize_before": True}, "normalize_before in config.json is True"),
+        (MARIAN | {"tie_word_embeddings": False}, "tie_word_embeddings in config.json is False"),
+        (MARIAN | {"architectures": ["MarianModel"]}, "architectures in config.json has 'MarianModel'"),
         (T5 | {"decoder_start_token_id": -1}, "decoder_start_token_id in config.json is -1; it must be a token from 0"),
         (T5 | {"decoder_start_token_id": "0"}, "decoder_start_token_id in config.json is '0'; it must be a token"),
         (T5 | {"d_kv": None}, "config.json lacks d_kv, a positive whole number"),
@@ -209,6 +246,12 @@ def test_what_is_not_supported_is_refused_by_name(config_json, says):
         ("bart", replace(VARIANTS["bart_base"], tied_head=False), "tied_head is False, they would have True"),
         ("bart", replace(VARIANTS["bart_base"], embedding_norm=False), "embedding_norm is False, they would have True"),
         ("t5", replace(VARIANTS["t5_small"], first_position=2), "first_position is 2, they would have None"),
+        ("bart", replace(VARIANTS["bart_base"], sinusoidal=True), "sinusoidal is True, they would have False"),
+        (
+            "marian",
+            replace(VARIANTS["marian_base"], embedding_norm=True),
+            "embedding_norm is True, they would have False",
+        ),
         ("mt5", VARIANTS["t5_small"], "scaled_head is True, they would have False"),
         (
             "t5",
@@ -233,6 +276,9 @@ T5_SIZES = {"d_model": 12, "d_kv": 5, "d_ff": 20, "num_heads": 3, "num_layers": 
 GATED = {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}
 THEIRS = {
     "bart": lambda: BartForConditionalGeneration(BartConfig(vocab_size=30, **BART_SIZES)),
+    "marian": lambda: MarianMTModel(
+        MarianConfig(vocab_size=30, pad_token_id=29, decoder_start_token_id=29, scale_embedding=True, **BART_SIZES)
+    ),
     "t5": lambda: T5ForConditionalGeneration(T5Config(vocab_size=30, decoder_start_token_id=0, **T5_SIZES)),
     "t5 v1.1": lambda: T5ForConditionalGeneration(
         T5Config(vocab_size=30, decoder_start_token_id=0, **T5_SIZES, **GATED)
@@ -249,9 +295,10 @@ def theirs(name, folder):
     if name in ("t5 v1.1", "mt5"):  # transformers 5 ties every T5 that it makes
         model.lm_head.weight = torch.nn.Parameter(torch.randn_like(model.lm_head.weight))
     with torch.no_grad():
-        for parameter in model.parameters():
-            parameter += 0.1 * torch.randn_like(parameter)
-        if name == "bart":
+        for path, parameter in model.named_parameters():
+            if name != "marian" or "embed_positions" not in path:  # which are fixed there
+                parameter += 0.1 * torch.randn_like(parameter)
+        if name in ("bart", "marian"):
             model.final_logits_bias.normal_()
     model.save_pretrained(folder)
     return model, json.loads((folder / "config.json").read_text()), load_file(folder / "model.safetensors")
@@ -274,6 +321,10 @@ def published(name, config_json, tensors):
     if name == "bart":
         shared, prefixes = tensors["model.shared.weight"], ("model.encoder", "model.decoder")
         tensors = tensors | {f"{prefix}.version": np.ones(1, np.float32) for prefix in prefixes} | {HEAD: shared}
+    elif name == "marian":
+        shared, prefixes = tensors["model.shared.weight"], ("model.encoder", "model.decoder")
+        positions = np.ones((9, 12), np.float32)
+        tensors = tensors | {f"{prefix}.embed_positions.weight": positions for prefix in prefixes} | {HEAD: shared}
     else:
         shared, prefixes = tensors["shared.weight"], ("encoder", "decoder")
         relic = "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"
@@ -297,7 +348,8 @@ def test_import_and_export_of_either_era(name, tmp_path):
     _, found, old_variables = ours(old_config, old_tensors)
     assert found == config
     assert_same(old_variables, variables)
-    weights = {each: tensor for each, tensor in old_tensors.items() if "version" not in each and "relative" not in each}
+    relics = "version|relative|embed_positions" if name == "marian" else "version|relative"
+    weights = {each: tensor for each, tensor in old_tensors.items() if not re.search(relics, each)}
     bias = {each: tensor for each, tensor in tensors.items() if "relative" in each}
     assert_bits(export_family(family, config, variables, weights | bias), weights | bias)
 

@@ -18,6 +18,7 @@ from tests.arrays import abstract_params, assert_close, perturbed
 PARAMETERS = {
     "bart_base": 139_420_416,
     "bart_large": 406_291_456,
+    "marian_base": 73_886_208,
     "t5_small": 60_506_624,
     "t5_base": 222_903_552,
     "t5_v1_1_small": 76_961_152,
@@ -43,6 +44,7 @@ T5 = replace(
 GATED = {"activation": "gelu_tanh", "gated": True}
 CONFIGS = {
     "bart": replace(BART, logits_bias=True, scaled_embedding=True),
+    "marian": replace(BART, first_position=None, sinusoidal=True, embedding_norm=False),
     "t5": T5,
     "t5 v1.1": replace(
         T5,
@@ -184,10 +186,21 @@ def test_a_prefix_of_the_target_read_alone_gives_the_same_logits(config):
     assert_close(run(variables_of(config), None), expected, 1e-5)
     assert_close(run(variables_of(config), jnp.arange(3)[None]), expected, 1e-5)
     later = run(variables_of(config), jnp.arange(3)[None] + 2)
-    if config.first_position is None:  # distances are as before
+    if config.relative_buckets is not None:  # distances are as before
         assert_close(later, expected, 1e-5)
     else:
         assert np.abs(later - expected).max() > 1e-3
+
+
+def test_sinusoidal_positions_have_no_end():
+    """And no parameters: a text may be longer than those it learned from."""
+    config = CONFIGS["marian"]
+    text = jnp.tile(TEXT, (1, 4))
+    assert text.shape[1] > config.context_length
+    features = outputs_of(config, text=text)["text_features"]
+    assert np.abs(features[:, :5] - features[:, 15:]).max() > 1e-3
+    shapes = variables_of(config)["params"].keys()
+    assert shapes == {"embedding", "encoder", "decoder"}
 
 
 def test_relative_positions_tell_any_two_distances_apart():
@@ -215,7 +228,7 @@ def decoded(config):
 
 def test_heads():
     """Tied with a bias, tied and divided by √16, and one of its own."""
-    bart, t5, gated = (variables_of(config) for config in CONFIGS.values())
+    bart, t5, gated = (variables_of(CONFIGS[name]) for name in ("bart", "t5", "t5 v1.1"))
     tied = {name: each["params"]["embedding"]["embedding"].T for name, each in (("bart", bart), ("t5", t5))}
     assert "head" not in bart["params"]
     assert "head" not in t5["params"]

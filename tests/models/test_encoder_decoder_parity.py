@@ -1,5 +1,6 @@
-"""The encoder-decoder against BART, T5 and mT5 in transformers with the same weights, every one perturbed: features,
-logits, loss and gradients of rows with padding in text and target, and the way of every tensor here and back."""
+"""The encoder-decoder against BART, Marian, T5 and mT5 in transformers with the same weights, every one perturbed:
+features, logits, loss and gradients of rows with padding in text and target, and the way of every tensor here and
+back."""
 
 from functools import cache, partial
 
@@ -11,6 +12,8 @@ import torch
 from transformers import (
     BartConfig,
     BartForConditionalGeneration,
+    MarianConfig,
+    MarianMTModel,
     MT5Config,
     MT5ForConditionalGeneration,
     T5Config,
@@ -24,9 +27,13 @@ from tests.arrays import assert_close
 OURS = {family.model_type: family for family in FAMILIES}
 THEIRS = {
     "bart": (BartConfig, BartForConditionalGeneration),
+    "marian": (MarianConfig, MarianMTModel),
     "t5": (T5Config, T5ForConditionalGeneration),
     "mt5": (MT5Config, MT5ForConditionalGeneration),
 }
+
+
+MARIAN_IDS = {"pad_token_id": 1, "decoder_start_token_id": 1}
 
 
 def bart(width, depths, heads, mlp_dims, **more):
@@ -34,6 +41,10 @@ def bart(width, depths, heads, mlp_dims, **more):
     for side, depth, count, mlp_dim in zip(("encoder", "decoder"), depths, heads, mlp_dims, strict=True):
         sizes |= {f"{side}_layers": depth, f"{side}_attention_heads": count, f"{side}_ffn_dim": mlp_dim}
     return "bart", {"d_model": width, "max_position_embeddings": 12, **sizes, **more}
+
+
+def marian(*sizes, **more):
+    return "marian", {"activation_function": "swish", "scale_embedding": True, **MARIAN_IDS, **bart(*sizes)[1], **more}
 
 
 def relative(family, width, depths, heads, head_dim, mlp_dim, **more):
@@ -50,6 +61,11 @@ CASES = {
     "bart": bart(32, (2, 2), (4, 4), (64, 64)),
     "bart of 3 and 5 heads, scaled": bart(30, (3, 1), (3, 5), (50, 40), scale_embedding=True),
     "bart of 7 heads, relu": bart(28, (1, 2), (7, 7), (20, 30), activation_function="relu", decoder_start_token_id=3),
+    "marian": marian(32, (2, 2), (4, 4), (64, 64)),
+    "marian of 3 and 5 heads": marian(30, (3, 1), (3, 5), (50, 40), decoder_start_token_id=3),
+    "marian of 7 heads, odd width, relu, not scaled": marian(
+        21, (1, 2), (7, 3), (20, 30), activation_function="relu", scale_embedding=False
+    ),
     "t5": relative("t5", 32, (2, 2), 4, 8, 64),
     "t5 of 3 heads, few buckets": relative("t5", 20, (1, 3), 3, 6, 30, layer_norm_epsilon=1e-2, **buckets(6, 5)),
     "t5 of 5 heads, gelu": relative("t5", 30, (2, 1), 5, 4, 50, feed_forward_proj="gelu", decoder_start_token_id=4),
@@ -62,6 +78,7 @@ CASES = {
     "mt5 of 3 heads": relative("mt5", 20, (1, 3), 3, 6, 30, layer_norm_epsilon=1e-2, **buckets(6, 5)),
     "mt5 of 5 heads, relu, tied": relative("mt5", 30, (2, 1), 5, 6, 50, feed_forward_proj="relu"),
 }
+COUNTS_PADDING = ("bart", "marian")
 UNTIED = {"t5 v1.1", "t5 v1.1 of 3 heads, silu", "mt5", "mt5 of 3 heads"}
 each_case = pytest.mark.parametrize("case", CASES)
 
@@ -71,32 +88,41 @@ def reference(case):
     """Their model, and ours from its config.json and its tensors."""
     model_type, fields = CASES[case]
     make_config, make_model = THEIRS[model_type]
-    start = {"decoder_start_token_id": 0} if model_type != "bart" else {}
+    start = {"decoder_start_token_id": 0} if model_type in ("t5", "mt5") else {}
     torch.manual_seed(0)
     model = make_model(make_config(vocab_size=99, attn_implementation="eager", **(start | fields))).eval()
     if case in UNTIED:  # transformers 5 ties every T5 that it makes
         model.lm_head.weight = torch.nn.Parameter(torch.randn_like(model.lm_head.weight))
     with torch.no_grad():
-        for parameter in model.parameters():
+        for parameter in weights(model).values():
             parameter += 0.1 * torch.randn_like(parameter)
-        if model_type == "bart":
+        if model_type in COUNTS_PADDING:
             model.final_logits_bias.normal_()
+    if model_type == "marian":  # torch keeps from the embedding of padding what it learns as the start of a target
+        for embedding in (model.model.encoder.embed_tokens, model.model.decoder.embed_tokens, model.model.shared):
+            embedding.padding_idx = None
     tensors = tensors_of(model)
     config = read_config(OURS[model_type], model.config.to_dict(), tensors)
     return model, config, import_family(OURS[model_type], config, tensors)
 
 
+def weights(model):
+    """Their parameters, of tied ones the first; without Marian's fixed positions, which it neither trains nor saves."""
+    fixed = "embed_positions" if isinstance(model, MarianMTModel) else "nothing"
+    return {name: parameter for name, parameter in model.named_parameters() if fixed not in name}
+
+
 def tensors_of(model):
-    """As save_pretrained writes them: of tied tensors the first."""
-    found = [*model.named_parameters(), *model.named_buffers()]
-    return {name: tensor.detach().numpy() for name, tensor in found}
+    """As save_pretrained writes them."""
+    found = weights(model) | dict(model.named_buffers())
+    return {name: tensor.detach().numpy() for name, tensor in found.items()}
 
 
 def batch(case):
-    """A whole row, rows padded on the right, and a text padded on the left where their positions are relative; BART of
-    transformers counts the padding."""
+    """A whole row, rows padded on the right, and a text padded on the left where their positions are relative; BART and
+    Marian of transformers count the padding."""
     rng, place = np.random.default_rng(1), np.arange(9)
-    text_mask = np.stack([place >= 0, place < 6, place < 3 if CASES[case][0] == "bart" else place >= 4])
+    text_mask = np.stack([place >= 0, place < 6, place < 3 if CASES[case][0] in COUNTS_PADDING else place >= 4])
     target_mask = np.stack([place[:7] < 4, place[:7] >= 0, place[:7] < 1])
     # 1 is BART's padding, for which torch keeps the gradient of the embedding at zero.
     text, target = (
@@ -134,7 +160,7 @@ def test_encoder_decoder_equals_transformers(case):
         assert_close(np.asarray(outputs[name])[real], theirs[name].detach().numpy()[real], what=name)
     assert_close(loss, out.loss.detach(), what="loss")
 
-    expected = {name: parameter.grad.numpy() for name, parameter in model.named_parameters()}
+    expected = {name: parameter.grad.numpy() for name, parameter in weights(model).items()}
     exported = export_family(OURS[CASES[case][0]], config, {"params": gradient})
     assert exported.keys() == expected.keys()
     scale = max(np.abs(each).max() for each in expected.values())

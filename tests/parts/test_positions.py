@@ -1,4 +1,4 @@
-"""Learned, sine–cosine and rotary positions and resized tables, against NumPy, torch and transformers."""
+"""Learned, sinusoidal and rotary positions and resized tables, against NumPy, torch and transformers."""
 
 import jax
 import jax.numpy as jnp
@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
+from transformers.models.marian.modeling_marian import MarianSinusoidalPositionalEmbedding
 
 from jmm.parts.positions import (
     LearnedPositions,
@@ -15,6 +16,7 @@ from jmm.parts.positions import (
     left_aligned,
     resize_positions,
     rotary,
+    sincos_1d,
     sincos_2d,
 )
 from tests.arrays import assert_close
@@ -36,6 +38,26 @@ def test_real_tokens_go_to_the_left_in_their_order():
 
 
 # --- sine–cosine ---
+
+
+def test_sincos_of_a_sequence_by_hand():
+    # width 4 has the two frequencies 1 and 1/10 of base 100; the sines stand first
+    s, c = np.sin, np.cos
+    expected = [
+        [[0, 0, 1, 1], [s(3), s(0.3), c(3), c(0.3)]],
+        [[s(70), s(7), c(70), c(7)], [s(1), s(0.1), c(1), c(0.1)]],
+    ]
+    assert_close(sincos_1d(jnp.array([[0, 3], [70, 1]]), 4, 100.0), expected, 3e-6)
+
+
+@pytest.mark.parametrize(("length", "width"), [(1024, 512), (9, 28), (70, 21)])
+def test_sincos_of_a_sequence_equals_transformers(length, width):
+    """Also of an odd width, and wherever a token stands: the last alone, as one is written after the others."""
+    table = MarianSinusoidalPositionalEmbedding(length, width).create_weight().numpy()
+    # A float32 angle near 100, the largest there is below 1024, is known to 100 · 2⁻²³.
+    run = jax.jit(sincos_1d, static_argnums=1)
+    assert_close(run(jnp.arange(length)[None], width)[0], table, 2e-5)
+    assert_close(run(jnp.array([[length - 1], [3]]), width)[:, 0], table[[length - 1, 3]], 2e-5)
 
 
 def test_sincos_by_hand():
