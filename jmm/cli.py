@@ -16,9 +16,6 @@ if TYPE_CHECKING:
 
 CLIP_HELP = "a workdir of jmm train, or a checkpoint of transformers (config.json and *.safetensors)"
 
-TEMPLATE, TRANSFORMERS_TEMPLATE = "a photo of a {}", "This is a photo of {}."
-"""Captions of a label: ours, and that of transformers' zero-shot pipeline."""
-
 Result = dict[str, Any]
 """What `--json` prints; the field `text` of it is what a person reads instead."""
 
@@ -284,12 +281,12 @@ def classify(options: argparse.Namespace) -> Result:
     labels = [label.strip() for label in options.labels.split(",") if label.strip()]
     if not labels:
         raise UserError('--labels names no label; give them as --labels "one,two,three"', code=2)
-    usual = TRANSFORMERS_TEMPLATE if (options.workdir / "config.json").is_file() else TEMPLATE
-    template = usual if options.template is None else options.template
-    if "{}" not in template:
-        raise UserError(f"--template needs {{}} where the label goes, not {template!r}", code=2)
+    if options.template is not None and "{}" not in options.template:
+        raise UserError(f"--template needs {{}} where the label goes, not {options.template!r}", code=2)
     images = [read_image(path) for path in options.images]
-    probability = run(load_clip(options.workdir), images, labels, [template])
+    model = load_clip(options.workdir)
+    template = model.preprocess.caption if options.template is None else options.template
+    probability = run(model, images, labels, [template])
     found, lines = [], []
     for path, row in zip(options.images, probability, strict=True):
         order = row.argsort()[::-1]
