@@ -151,7 +151,7 @@ def train(options: argparse.Namespace, overrides: list[str]) -> Result:
     if options.source:
         from jmm.interop.initial import start_from
 
-        base = start_from(base, options.source)
+        base = start_from(base, options.source, options.workdir)
     if options.help:
         print(train_usage(options))
     experiment = override(base, ["--help"] if options.help else overrides, f"jmm train {options.file}")
@@ -218,12 +218,13 @@ def run_training(experiment: "Experiment", options: argparse.Namespace) -> Resul
     from jmm.interop.initial import initial_weights
     from jmm.training.checkpoint import hush_late_writes
     from jmm.training.loop import train as run
+    from jmm.training.workdir import self_contained
 
     hush_late_writes()
     console = Console(stderr=True, quiet=options.json or not is_first())
     initial = initial_weights(experiment)
     outcome = run(experiment, options.workdir, console=console, profile=options.profile, initial=initial)
-    pictures = write_report(experiment, outcome.model, options.workdir)
+    pictures = write_report(self_contained(experiment, options.workdir), outcome.model, options.workdir)
     checkpoint = options.workdir / "checkpoints" / str(outcome.step)
     figures = {name: value for name, value in outcome.figures.items() if name.startswith("eval/")}
     lines = [f"{name.removeprefix('eval/'):<28}{value:.4f}" for name, value in figures.items()]
