@@ -5,11 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
+from data_pipelines.captions import TRANSFORMERS_TEMPLATE
 from data_pipelines.images import Resample, Resize
 from data_pipelines.open_clip import CLIP_MEAN, CLIP_STD, OPEN_CLIP, open_clip_preprocessor
 from data_pipelines.preprocess import Padding, Preprocess
 from data_pipelines.pretrained import PretrainedTokenizer
-from data_pipelines.settings import read_object, text_config
+from data_pipelines.settings import read_object, sides, text_config
 from jmm.errors import UserError
 
 HALF = (0.5, 0.5, 0.5)
@@ -64,6 +65,7 @@ def preprocessor_of(directory: str | Path) -> Preprocess:
         text_length=_text_length(text_config(config), tokens),
         padding=_padding(config, tokens),
         tokenizer=PretrainedTokenizer(str(folder.resolve())),
+        caption=TRANSFORMERS_TEMPLATE,
     )
 
 
@@ -84,12 +86,13 @@ def image_settings(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
     scale = values.get("rescale_factor", 1 / 255) if _flag(values, "do_rescale", True) else 1.0
     if not isinstance(scale, float | int) or scale <= 0:
         raise UserError(f"rescale_factor of the image processor is {scale!r}; it must be a positive number")
+    trained, channels = sides(_vision(config, "image_size", 224), "image_size in config.json"), _channels(config)
     return {
-        **_geometry(values, usual, _trained(config)),
+        **_geometry(values, usual, trained),
         "resample": _resample(values.get("resample"), usual.resample),
-        "channels": _vision(config, "num_channels", 3),
+        "channels": channels,
         "scale": float(scale),
-        **_statistics(values, usual),
+        **_statistics(values, usual, channels),
     }
 
 
@@ -148,21 +151,28 @@ def _resample(code: Any, usual: Resample) -> Resample:
     return names[code]
 
 
-def _statistics(values: Mapping[str, Any], usual: Processor) -> dict[str, tuple[float, ...]]:
+def _statistics(values: Mapping[str, Any], usual: Processor, channels: int) -> dict[str, tuple[float, ...]]:
     """`mean` and `std`."""
     if not _flag(values, "do_normalize", True):
         return {"mean": (0.0,), "std": (1.0,)}
     return {
-        "mean": _numbers(values, "image_mean", usual.mean),
-        "std": _numbers(values, "image_std", usual.std),
+        "mean": _numbers(values, "image_mean", usual.mean, channels),
+        "std": _numbers(values, "image_std", usual.std, channels, positive=True),
     }
 
 
-def _numbers(values: Mapping[str, Any], name: str, usual: tuple[float, ...]) -> tuple[float, ...]:
+def _numbers(
+    values: Mapping[str, Any], name: str, usual: tuple[float, ...], channels: int, positive: bool = False
+) -> tuple[float, ...]:
     found = values.get(name)
     found = usual if found is None else found if isinstance(found, list | tuple) else [found]
-    if not found or not all(isinstance(each, int | float) for each in found):
-        raise UserError(f"{name} of the image processor is {found!r}; it must be one number a channel")
+    numbers = all(isinstance(each, int | float) and (each > 0 or not positive) for each in found)
+    if not numbers or len(found) not in (1, channels):
+        kind = "positive number" if positive else "number"
+        raise UserError(
+            f"{name} of the image processor is {found!r}; it must be one {kind} a channel, of which there are "
+            f"{channels}, or one for all"
+        )
     return tuple(map(float, found))
 
 
@@ -176,15 +186,15 @@ def _flag(values: Mapping[str, Any], name: str, default: bool) -> bool:
 def _vision(config: Mapping[str, Any], name: str, default: Any) -> Any:
     """A field of the image tower, which lies within a config of two towers."""
     inner = config.get("vision_config")
-    return (inner if isinstance(inner, dict) else config).get(name, default)
+    value = (inner if isinstance(inner, dict) else config).get(name)
+    return default if value is None else value
 
 
-def _trained(config: Mapping[str, Any]) -> tuple[int, int]:
-    size = _vision(config, "image_size", 224)
-    found = tuple(size) if isinstance(size, list) else (size, size)
-    if len(found) != 2 or not all(map(_is_size, found)):
-        raise UserError(f"image_size in config.json is {size!r}; it must be a positive whole number, or two")
-    return found
+def _channels(config: Mapping[str, Any]) -> int:
+    channels: Any = _vision(config, "num_channels", 3)
+    if not _is_size(channels):
+        raise UserError(f"num_channels in config.json is {channels!r}; it must be a positive whole number")
+    return int(channels)
 
 
 def _text_length(config: Mapping[str, Any], tokens: Mapping[str, Any]) -> int:
@@ -192,13 +202,19 @@ def _text_length(config: Mapping[str, Any], tokens: Mapping[str, Any]) -> int:
     names = ("max_position_embeddings", "n_positions")
     length: int = next((config[name] for name in names if _is_size(config.get(name))), POSITIONS.get(kind, 512))
     if kind in BEHIND_PADDING:
-        length -= (config.get("pad_token_id") or 1) + 1
+        pad = config.get("pad_token_id")
+        length -= (pad if isinstance(pad, int) else 1) + 1
     longest: Any = tokens.get("model_max_length")  # where there is no limit, this is 1e30
     return min(length, longest) if _is_size(longest) else length
 
 
 def _padding(config: Mapping[str, Any], tokens: Mapping[str, Any]) -> Padding:
-    """Models of two towers read texts of one length; SigLIP's tokenizer gives no mask, so padding counts."""
-    if "text_config" not in config and str(config.get("model_type")) not in ("clip", "siglip"):
+    """Models of two towers read texts of one length. SigLIP's tokenizer gives no mask, so padding counts; CLIP takes
+    what stands at the end of the text, wherever its tokenizer leaves the mask out."""
+    kind = str(config.get("model_type"))
+    if "text_config" not in config and kind not in ("clip", "siglip"):
         return "longest"
-    return "masked" if "attention_mask" in tokens.get("model_input_names", ["attention_mask"]) else "counted"
+    given = tokens.get("model_input_names")
+    if given is not None and not isinstance(given, list):
+        raise UserError(f"model_input_names in tokenizer_config.json is {given!r}; it must be a list of names")
+    return "counted" if kind == "siglip" and given is not None and "attention_mask" not in given else "masked"

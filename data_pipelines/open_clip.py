@@ -4,10 +4,11 @@ import json
 from pathlib import Path
 from typing import Any, get_args
 
+from data_pipelines.captions import TRANSFORMERS_TEMPLATE
 from data_pipelines.images import Resample, Resize
 from data_pipelines.preprocess import Preprocess
 from data_pipelines.pretrained import PretrainedTokenizer
-from data_pipelines.settings import read_object
+from data_pipelines.settings import read_object, sides
 from jmm.errors import UserError
 
 OPEN_CLIP = "open_clip_config.json"
@@ -24,15 +25,17 @@ def open_clip_preprocessor(folder: Path) -> Preprocess:
     """
     values = read_object(folder / OPEN_CLIP)
     model, cfg = _object(values, "model_cfg"), _object(values, "preprocess_cfg")
-    size = _size(cfg.get("size") or _object(model, "vision_cfg").get("image_size", 224))
+    size = cfg.get("size") or _object(model, "vision_cfg").get("image_size") or 224
+    height, width = sides(size, f"size in preprocess_cfg of {OPEN_CLIP}")
     return Preprocess(
-        image_size=size,
-        resize=_resize(cfg.get("resize_mode") or "shortest", size),
+        image_size=(height, width),
+        resize=_resize(cfg.get("resize_mode") or "shortest", (height, width)),
         resample=_resample(cfg.get("interpolation") or "bicubic"),
         mean=_numbers(cfg, "mean", CLIP_MEAN),
-        std=_numbers(cfg, "std", CLIP_STD),
+        std=_numbers(cfg, "std", CLIP_STD, positive=True),
         text_length=_object(model, "text_cfg").get("context_length") or 77,
         tokenizer=PretrainedTokenizer(str(folder.resolve())),
+        caption=TRANSFORMERS_TEMPLATE,
     )
 
 
@@ -74,13 +77,6 @@ def _object(values: dict[str, Any], name: str) -> dict[str, Any]:
     return found or {}
 
 
-def _size(value: Any) -> tuple[int, int]:
-    found = value if isinstance(value, list) else [value, value]
-    if len(found) != 2 or not all(isinstance(side, int) and side > 0 for side in found):
-        raise UserError(f"size in preprocess_cfg of {OPEN_CLIP} is {value!r}; it must be one or two positive numbers")
-    return found[0], found[1]
-
-
 def _resize(mode: Any, size: tuple[int, int]) -> Resize | int:
     if mode == "squash":
         return "squash"
@@ -95,8 +91,10 @@ def _resample(name: Any) -> Resample:
     return next(each for each in get_args(Resample) if each == name)
 
 
-def _numbers(cfg: dict[str, Any], name: str, usual: tuple[float, ...]) -> tuple[float, ...]:
+def _numbers(cfg: dict[str, Any], name: str, usual: tuple[float, ...], positive: bool = False) -> tuple[float, ...]:
     found = cfg.get(name) or usual
-    if not isinstance(found, list | tuple) or len(found) != 3 or not all(isinstance(x, int | float) for x in found):
-        raise UserError(f"{name} in preprocess_cfg of {OPEN_CLIP} is {found!r}; it must be three numbers")
+    numbers = isinstance(found, list | tuple) and all(isinstance(each, int | float) for each in found)
+    if not numbers or len(found) != 3 or (positive and not all(each > 0 for each in found)):
+        kind = "positive numbers" if positive else "numbers"
+        raise UserError(f"{name} in preprocess_cfg of {OPEN_CLIP} is {found!r}; it must be three {kind}")
     return tuple(map(float, found))

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
 
+from data_pipelines.captions import TEMPLATE
 from data_pipelines.images import Resample, Resize, resize, to_channels
 from data_pipelines.tokenizer import ByteTokenizer, Tokenizer
 
@@ -42,6 +43,8 @@ class Preprocess:
     well (SigLIP); longest: a list of texts is padded to its longest only, rounded up to a power of two."""
     tokenizer: Tokenizer = field(default_factory=ByteTokenizer)
     """Strings to ids."""
+    caption: str = TEMPLATE
+    """What the model is asked of a picture, {} being the label, where no template is given."""
 
     def fit(self, image: Shaped[np.ndarray, "h w c"]) -> Shaped[np.ndarray, "H W C"]:
         """A uint8 picture of any size, brought to `image_size` and `channels`, still uint8.

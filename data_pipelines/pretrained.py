@@ -16,9 +16,12 @@ from jmm.errors import UserError
 
 JSON = "tokenizer.json"
 
+VOCABULARY_FILES = (JSON, "vocab.json", "vocab.txt", "spiece.model", "sentencepiece.bpe.model", "tokenizer.model")
+"""A tokenizer has one of them."""
+
 TOKENIZER_FILES = (
-    *(JSON, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja"),
-    *("vocab.json", "merges.txt", "vocab.txt", "spiece.model", "sentencepiece.bpe.model", "tokenizer.model"),
+    *VOCABULARY_FILES,
+    *("merges.txt", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja"),
 )
 """All that makes a tokenizer in transformers' layout."""
 

@@ -4,6 +4,7 @@ import json
 import shutil
 import warnings
 from collections.abc import Collection
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -20,6 +21,12 @@ from jmm.errors import UserError
 
 IMAGE_FILES = ("preprocessor_config.json", "processor_config.json")
 
+WRITABLE = (PretrainedTokenizer, ByteTokenizer)
+"""Tokenizers that transformers can have."""
+
+TOKENIZER = "tokenizer"
+"""A folder of ours, with the files of a tokenizer that came with a checkpoint."""
+
 MARKS = {"pad_token": ("<|pad|>", PAD), "bos_token": ("<|begin|>", BEGIN), "eos_token": ("<|end|>", END)}
 """Of the byte tokenizer, by the names that transformers has for them."""
 
@@ -33,7 +40,7 @@ def save_preprocess(preprocess: Preprocess, directory: Path, inputs: Collection[
     between letters, and the three marks written out in a text are marks.
 
     Raises:
-      UserError: what transformers' processors cannot express, naming it.
+      UserError: what transformers' processors cannot express, naming it; the directory of the tokenizer is missing.
     """
     source = Path(preprocess.tokenizer.directory) if isinstance(preprocess.tokenizer, PretrainedTokenizer) else None
     if (directory / OPEN_CLIP).is_file():
@@ -42,6 +49,7 @@ def save_preprocess(preprocess: Preprocess, directory: Path, inputs: Collection[
         _save_images(preprocess, source, directory)
     if "text" in inputs:
         if source:
+            _check_tokenizer(source)
             _copy(TOKENIZER_FILES, source, directory)
         elif isinstance(preprocess.tokenizer, ByteTokenizer):
             _save_bytes(preprocess, directory)
@@ -50,10 +58,35 @@ def save_preprocess(preprocess: Preprocess, directory: Path, inputs: Collection[
             raise UserError(f"a {kind} cannot be written for transformers; a PretrainedTokenizer or ByteTokenizer can")
 
 
-def copy_tokenizer(tokenizer: PretrainedTokenizer, directory: Path) -> None:
-    """Copies all that a `PretrainedTokenizer` reads into a new directory, so that it reads the same there."""
-    directory.mkdir()
-    _copy([*TOKENIZER_FILES, "config.json"], Path(tokenizer.directory), directory)
+def copy_tokenizer(preprocess: Preprocess, folder: Path) -> None:
+    """Copies all that a `PretrainedTokenizer` reads, and what describes the pictures beside it, into `TOKENIZER` within
+    the folder, whole or not at all; other tokenizers read nothing.
+
+    Raises:
+      UserError: its directory is missing.
+    """
+    if isinstance(preprocess.tokenizer, PretrainedTokenizer):
+        source, beside = Path(preprocess.tokenizer.directory), folder / f".{TOKENIZER}"
+        _check_tokenizer(source)
+        shutil.rmtree(beside, ignore_errors=True)
+        beside.mkdir()
+        _copy([*TOKENIZER_FILES, *IMAGE_FILES, "config.json"], source, beside)
+        beside.rename(folder / TOKENIZER)
+
+
+def with_copied_tokenizer(preprocess: Preprocess, folder: Path) -> Preprocess:
+    """Undoes `copy_tokenizer`: the same with the tokenizer in the folder, wherever that now is; unchanged where none
+    was copied."""
+    copied = folder / TOKENIZER
+    if isinstance(preprocess.tokenizer, PretrainedTokenizer) and copied.is_dir():
+        return replace(preprocess, tokenizer=PretrainedTokenizer(str(copied.resolve())))
+    return preprocess
+
+
+def _check_tokenizer(source: Path) -> None:
+    # A folder of weights alone is published too, and then there is nothing to take along.
+    if not source.is_dir():
+        raise UserError(f"the folder {source}, which holds the tokenizer of this model, is missing; bring it back")
 
 
 def _copy(names: Collection[str], source: Path, directory: Path) -> None:

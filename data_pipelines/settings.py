@@ -82,6 +82,18 @@ def read_object(path: Path) -> dict[str, Any]:
     return value
 
 
+def sides(value: Any, name: str) -> tuple[int, int]:
+    """Height and width, from two positive whole numbers or one for both.
+
+    Raises:
+      UserError: it is neither; `name` says of what.
+    """
+    found = tuple(value) if isinstance(value, list | tuple) else (value, value)
+    if len(found) != 2 or any(type(side) is not int or side < 1 for side in found):
+        raise UserError(f"{name} is {value!r}; it must be a positive whole number or two of them")
+    return found[0], found[1]
+
+
 def read_settings(directory: Path) -> Settings:
     """The settings of a directory.
 

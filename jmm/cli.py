@@ -16,9 +16,6 @@ if TYPE_CHECKING:
 
 CLIP_HELP = "a workdir of jmm train, or a checkpoint of transformers (config.json and *.safetensors)"
 
-TEMPLATE, TRANSFORMERS_TEMPLATE = "a photo of a {}", "This is a photo of {}."
-"""Captions of a label: ours, and that of transformers' zero-shot pipeline."""
-
 Result = dict[str, Any]
 """What `--json` prints; the field `text` of it is what a person reads instead."""
 
@@ -154,7 +151,7 @@ def train(options: argparse.Namespace, overrides: list[str]) -> Result:
     if options.source:
         from jmm.interop.initial import start_from
 
-        base = start_from(base, options.source)
+        base = start_from(base, options.source, options.workdir)
     if options.help:
         print(train_usage(options))
     experiment = override(base, ["--help"] if options.help else overrides, f"jmm train {options.file}")
@@ -221,12 +218,13 @@ def run_training(experiment: "Experiment", options: argparse.Namespace) -> Resul
     from jmm.interop.initial import initial_weights
     from jmm.training.checkpoint import hush_late_writes
     from jmm.training.loop import train as run
+    from jmm.training.workdir import self_contained
 
     hush_late_writes()
     console = Console(stderr=True, quiet=options.json or not is_first())
     initial = initial_weights(experiment)
     outcome = run(experiment, options.workdir, console=console, profile=options.profile, initial=initial)
-    pictures = write_report(experiment, outcome.model, options.workdir)
+    pictures = write_report(self_contained(experiment, options.workdir), outcome.model, options.workdir)
     checkpoint = options.workdir / "checkpoints" / str(outcome.step)
     figures = {name: value for name, value in outcome.figures.items() if name.startswith("eval/")}
     lines = [f"{name.removeprefix('eval/'):<28}{value:.4f}" for name, value in figures.items()]
@@ -284,12 +282,12 @@ def classify(options: argparse.Namespace) -> Result:
     labels = [label.strip() for label in options.labels.split(",") if label.strip()]
     if not labels:
         raise UserError('--labels names no label; give them as --labels "one,two,three"', code=2)
-    usual = TRANSFORMERS_TEMPLATE if (options.workdir / "config.json").is_file() else TEMPLATE
-    template = usual if options.template is None else options.template
-    if "{}" not in template:
-        raise UserError(f"--template needs {{}} where the label goes, not {template!r}", code=2)
+    if options.template is not None and "{}" not in options.template:
+        raise UserError(f"--template needs {{}} where the label goes, not {options.template!r}", code=2)
     images = [read_image(path) for path in options.images]
-    probability = run(load_clip(options.workdir), images, labels, [template])
+    model = load_clip(options.workdir)
+    template = model.preprocess.caption if options.template is None else options.template
+    probability = run(model, images, labels, [template])
     found, lines = [], []
     for path, row in zip(options.images, probability, strict=True):
         order = row.argsort()[::-1]

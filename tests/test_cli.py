@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -202,13 +203,13 @@ def test_classify(capsys, album):
     assert (code, out.splitlines()[0]) == (0, f"{album / 'a.png'}: a")
 
 
-@pytest.mark.parametrize(("published", "template"), [(True, "This is a photo of {}."), (False, "a photo of a {}")])
-def test_classify_asks_as_the_model_is_used_to(capsys, album, monkeypatch, published, template):
-    asked = []
+@pytest.mark.parametrize(("given", "template"), [([], "{} as it was taught"), (["--template", "a {}"], "a {}")])
+def test_classify_asks_as_the_model_is_used_to(capsys, album, monkeypatch, given, template):
+    asked, model = [], planted.model()
+    taught = replace(model, preprocess=replace(model.preprocess, caption="{} as it was taught"))
+    monkeypatch.setattr(cli, "load_clip", lambda workdir: taught)
     monkeypatch.setattr(zero_shot, "classify", lambda *given: asked.extend(given[3]) or np.ones((1, 1)))
-    if published:
-        (album / "config.json").write_text("{}")
-    assert jmm(capsys, "classify", album, album / "a.png", "--labels", "a")[0] == 0
+    assert jmm(capsys, "classify", album, album / "a.png", "--labels", "a", *given)[0] == 0
     assert asked == [template]
 
 

@@ -12,7 +12,9 @@ from PIL import Image
 from transformers import AutoProcessor, CLIPModel
 
 import jmm
+from data_pipelines import pretrained
 from jmm.cli import main
+from jmm.training import loop
 from tests.arrays import assert_close
 from tests.tiny_checkpoints import two_towers
 
@@ -127,6 +129,17 @@ def test_there_and_back_is_bit_for_bit(published, tmp_path, capsys):
     assert (tmp_path / "again" / "model.safetensors").read_bytes() == (published / "model.safetensors").read_bytes()
 
 
+@pytest.mark.parametrize("form", ["hf", "jmm", "stablehlo"])
+def test_a_folder_of_weights_alone(published, tmp_path, capsys, form):
+    """Without a tokenizer and an image processor there is nothing to take along."""
+    (tmp_path / "bare").mkdir()
+    for name in ("config.json", "model.safetensors"):
+        shutil.copy(published / name, tmp_path / "bare")
+    run(capsys, "convert", tmp_path / "bare", tmp_path / "out", "--to", form)
+    if form != "stablehlo":
+        jax.tree.map(np.testing.assert_array_equal, jmm.load(tmp_path / "out").variables, jmm.load(published).variables)
+
+
 def test_few_images_with_many_texts(published):
     model = jmm.load(published)
     rng = np.random.default_rng(0)
@@ -213,6 +226,38 @@ def test_what_transformers_cannot_express_is_refused(photos, tmp_path, capsys):
     run(capsys, "train", EXPERIMENT, "--workdir", tmp_path / "run", "--data.path", photos, *SETTINGS, *tiny)
     message = refused(capsys, "convert", tmp_path / "run", tmp_path / "out", "--to", "hf")
     assert "clip cannot express this model" in message and "image.pool is 'mean'" in message
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_run_goes_on_without_the_folder_it_started_from(published, photos, tmp_path, capsys, monkeypatch):
+    source, workdir = shutil.copytree(published, tmp_path / "source"), tmp_path / "run"
+    command = ["train", EXPERIMENT, "--from", source, "--workdir", workdir, "--data.path", photos, *SETTINGS]
+    command += ["--checkpoint.best", "None", "--steps", "2"]
+    with monkeypatch.context() as patched:
+        patched.setattr(loop.StopSignal, "asked", lambda self, step: setattr(self, "name", "SIGTERM") or step == 1)
+        assert "stopped by SIGTERM after step 1" in refused(capsys, *command, "--json")
+    shutil.rmtree(source)
+    pretrained._load.cache_clear()
+    assert run(capsys, *command)["step"] == 2
+    assert json.loads((workdir / "experiment.json").read_text())["initial"] == str(source)
+    figures = run(capsys, *command)["figures"]  # it is finished, and the same command says so again
+    moved = workdir.rename(tmp_path / "moved")
+    pretrained._load.cache_clear()
+    evaluated = run(capsys, "evaluate", moved)["figures"]
+    assert evaluated == {name: figures[name] for name in evaluated} and evaluated
+    scores = [run(capsys, "classify", moved, photos / "3.png", "--labels", "red,blue")["images"]]
+    for form in ("hf", "jmm"):
+        run(capsys, "convert", moved, tmp_path / form, "--to", form, "--average")
+        scores.append(run(capsys, "classify", tmp_path / form, photos / "3.png", "--labels", "red,blue")["images"])
+    assert scores[0] == scores[1] == scores[2], "the caption of a label goes along"
+    assert run(capsys, "classify", moved, photos / "3.png", "--labels", "red,blue", "--template", "{}") != scores[0]
+    for name in ("vocab.json", "merges.txt", "preprocessor_config.json"):
+        assert (tmp_path / "hf" / name).read_bytes() == (published / name).read_bytes()
+
+    shutil.rmtree(moved / "tokenizer")
+    for form in ("hf", "stablehlo"):
+        message = refused(capsys, "convert", moved, tmp_path / "out", "--to", form)
+        assert f"the folder {source}, which holds the tokenizer of this model, is missing" in message
     assert not (tmp_path / "out").exists()
 
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from data_pipelines.settings import sides
 from jmm.errors import UserError
 from jmm.parts.feed_forward import Activation
 
@@ -55,11 +56,7 @@ class Fields:
 
     def sides(self, name: str, default: int) -> tuple[int, int]:
         """Height and width: two positive whole numbers, or one for both."""
-        value = self.get(name, default)
-        sides = tuple(value) if isinstance(value, tuple | list) else (value, value)
-        if len(sides) != 2 or any(type(side) is not int or side < 1 for side in sides):
-            raise UserError(f"{name} in {self.file} is {value!r}; it must be a positive whole number or two of them")
-        return sides[0], sides[1]
+        return sides(self.get(name, default), f"{name} in {self.file}")
 
     def side(self, name: str, default: int) -> int:
         """The side of a square: a positive whole number, or two that are equal."""

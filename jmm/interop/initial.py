@@ -7,21 +7,24 @@ from typing import Any
 
 from jax.sharding import Mesh
 
+from data_pipelines.preprocess import Preprocess
 from jmm.errors import UserError
 from jmm.experiment import Experiment
 from jmm.interop.family import differences, plain
 from jmm.interop.model import describe, load
 from jmm.interop.resolution import at_resolution, towers
-from jmm.protocol import Variables
+from jmm.protocol import ModelConfig, Variables
+from jmm.training.workdir import EXPERIMENT_FILE, recorded_experiment
 
 
-def start_from(experiment: Experiment, folder: Path) -> Experiment:
-    """The experiment with the system, the preprocessing and the weights of a folder in place of its own.
+def start_from(experiment: Experiment, folder: Path, workdir: Path | None = None) -> Experiment:
+    """The experiment with the system, the preprocessing and the weights of a folder in place of its own. A workdir that
+    started from a folder which is gone knows what was there, all but the weights.
 
     Raises:
       UserError: the folder holds no model, or the dataset has a preprocessing that cannot be set.
     """
-    config, preprocess = describe(folder)
+    config, preprocess = _recorded(folder, workdir) or describe(folder)
     data: Any = experiment.data
     if not any(field.name == "preprocess" for field in fields(data)):
         raise UserError(
@@ -30,6 +33,14 @@ def start_from(experiment: Experiment, folder: Path) -> Experiment:
         )
     data = replace(data, preprocess=preprocess)
     return replace(experiment, model=config, data=data, initial=str(folder.absolute()))
+
+
+def _recorded(folder: Path, workdir: Path | None) -> tuple[ModelConfig, Preprocess] | None:
+    if folder.exists() or workdir is None or not (workdir / EXPERIMENT_FILE).exists():
+        return None
+    experiment = recorded_experiment(workdir)
+    data: Any = experiment.data
+    return (experiment.model, data.preprocess) if experiment.initial == str(folder.absolute()) else None
 
 
 def initial_weights(experiment: Experiment) -> Callable[[Mesh], Variables] | None:

@@ -1,7 +1,6 @@
 """A model in jmm's own form: jmm.json (config and preprocessing) and the weights as Orbax writes them."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,21 +8,18 @@ import orbax.checkpoint as ocp
 from jax.sharding import Mesh
 
 from data_pipelines.preprocess import Preprocess
-from data_pipelines.pretrained import PretrainedTokenizer
-from data_pipelines.save import copy_tokenizer
+from data_pipelines.save import copy_tokenizer, with_copied_tokenizer
 from jmm.errors import UserError
 from jmm.interop.family import abstract
 from jmm.interop.folder import Origin, read_json
 from jmm.interop.placing import abstract_on
 from jmm.model import Model
-from jmm.protocol import ModelConfig
+from jmm.protocol import ModelConfig, inputs_of
 from jmm.training.checkpoint import check_manifest, reason, write_manifest
 from jmm.training.workdir import from_json, to_json
 
 FILE = "jmm.json"
 WEIGHTS = "variables"
-TOKENIZER = "tokenizer"
-"""A folder with the files of a tokenizer that came with a checkpoint."""
 VERSION = 1
 
 
@@ -31,8 +27,8 @@ def write_native(model: Model, folder: Path) -> None:
     """Writes the model into a folder that is there; a manifest lets `read_native` find silent corruption."""
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(folder.absolute() / WEIGHTS, dict(model.variables))
-    if isinstance(model.preprocess.tokenizer, PretrainedTokenizer):
-        copy_tokenizer(model.preprocess.tokenizer, folder / TOKENIZER)
+    if inputs_of(model.module, {"text": 0}):
+        copy_tokenizer(model.preprocess, folder)
     described = {"version": VERSION, "config": to_json(model.config), "preprocess": to_json(model.preprocess)}
     if isinstance(model.origin, Origin):
         described["origin"] = model.origin.described()
@@ -53,9 +49,7 @@ def describe(folder: Path) -> tuple[ModelConfig, Preprocess]:
     config, preprocess = (from_json(described.get(name), name) for name in ("config", "preprocess"))
     if not isinstance(config, ModelConfig) or not isinstance(preprocess, Preprocess):
         raise UserError(f"{folder / FILE} describes no model")
-    if isinstance(preprocess.tokenizer, PretrainedTokenizer):
-        preprocess = replace(preprocess, tokenizer=PretrainedTokenizer(str((folder / TOKENIZER).resolve())))
-    return config, preprocess
+    return config, with_copied_tokenizer(preprocess, folder)
 
 
 def origin_of(folder: Path) -> Origin | None:

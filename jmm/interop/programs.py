@@ -8,7 +8,6 @@ import dataclasses
 import inspect
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,8 +18,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax import export
 
-from data_pipelines.save import save_preprocess
-from jmm.errors import UserError
+from data_pipelines.save import WRITABLE, save_preprocess
 from jmm.kernels.placement import for_any_platform
 from jmm.model import Model
 from jmm.protocol import ModelConfig, Outputs, forward, inputs_of
@@ -135,8 +133,12 @@ def needed_weights(model: Model, found: Iterable[Program]) -> dict[str, jax.Arra
 
 
 def write_description(model: Model, found: Mapping[str, Program], folder: Path, **more: Any) -> None:
-    """Writes what a user of the exported files must know: export.json, with the programs by file, and the
-    tokenizer's own files where it has some."""
+    """Writes what a user of the exported files must know: export.json, with the programs by file, and the files of a
+    tokenizer that transformers can read.
+
+    Raises:
+      UserError: the directory of the tokenizer is missing.
+    """
     description = {
         "system": type(model.module).__name__,
         **more,
@@ -145,9 +147,8 @@ def write_description(model: Model, found: Mapping[str, Program], folder: Path, 
     }
     text = json.dumps(description, indent=2, ensure_ascii=False) + "\n"
     (folder / "export.json").write_text(text, encoding="utf-8")
-    if any("text" in each.inputs for each in found.values()):
-        with suppress(UserError):  # it has none
-            save_preprocess(model.preprocess, folder, {"text"})
+    if isinstance(model.preprocess.tokenizer, WRITABLE) and any("text" in each.inputs for each in found.values()):
+        save_preprocess(model.preprocess, folder, {"text"})
 
 
 def as_json(value: Any) -> Any:

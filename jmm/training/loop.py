@@ -34,7 +34,7 @@ from jmm.training.metrics import MetricsLog
 from jmm.training.state import TrainState
 from jmm.training.step import Program, build
 from jmm.training.terminal import Terminal
-from jmm.training.workdir import claim
+from jmm.training.workdir import claim, self_contained
 
 AHEAD = 2
 """Batches on the devices beside the one in use."""
@@ -69,9 +69,10 @@ def train(
       UserError: bad input, a loss that is not finite, a checkpoint that cannot be written, a signal to stop.
     """
     console = console or Console(quiet=True)
-    program = build(experiment)
+    program = build(self_contained(experiment, workdir))
     check_data(program)
     claim(workdir, experiment)
+    experiment = program.experiment
     with ExitStack() as stack:
         checkpoints = Checkpoints(workdir / "checkpoints", experiment.checkpoint)
         stack.callback(checkpoints.close)

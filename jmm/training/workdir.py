@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from data_pipelines.preprocess import Preprocess
+from data_pipelines.save import TOKENIZER, copy_tokenizer, with_copied_tokenizer
 from jmm.distributed.processes import is_first
 from jmm.errors import UserError
 from jmm.experiment import Experiment
@@ -22,10 +24,12 @@ PACKAGES = ("jmm", "data_pipelines")
 
 
 def claim(workdir: Path, experiment: Experiment) -> None:
-    """Makes the folder this experiment's own, or checks that it is.
+    """Makes the folder this experiment's own, or checks that it is. A tokenizer that came with a checkpoint is copied
+    into it, so that the run goes on without that checkpoint.
 
     Raises:
-      UserError: it cannot be written, or belongs to an experiment that differs, naming the fields.
+      UserError: it cannot be written, or belongs to an experiment that differs, naming the fields; a tokenizer that is
+        missing.
     """
     path = workdir / EXPERIMENT_FILE
     if workdir.exists() and not workdir.is_dir():
@@ -37,9 +41,14 @@ def claim(workdir: Path, experiment: Experiment) -> None:
         elif (workdir / "checkpoints").exists():
             raise UserError(f"{workdir} holds checkpoints but no {EXPERIMENT_FILE}; choose another --workdir")
         if is_first():
+            if (workdir / TOKENIZER).exists() and not path.exists():
+                raise UserError(f"{workdir} holds a {TOKENIZER} but no {EXPERIMENT_FILE}; choose another --workdir")
             beside = path.with_suffix(".tmp")
             beside.write_text(json.dumps(to_json(experiment), indent=2) + "\n", encoding="utf-8")
             beside.rename(path)
+            preprocess = _preprocess(experiment)
+            if preprocess and "text" in experiment.model.batch_spec(1) and not (workdir / TOKENIZER).exists():
+                copy_tokenizer(preprocess, workdir)
     except OSError as error:
         raise UserError(f"cannot write to the workdir {workdir}: {error.strerror or error}") from error
 
@@ -127,8 +136,34 @@ def read_json(workdir: Path) -> Any:
 
 
 def read_experiment(workdir: Path) -> Experiment:
-    """The experiment of a workdir."""
+    """The experiment of a workdir, with the tokenizer that lies there.
+
+    Raises:
+      UserError: no such file, or no experiment in it.
+    """
+    return self_contained(recorded_experiment(workdir), workdir)
+
+
+def recorded_experiment(workdir: Path) -> Experiment:
+    """The experiment of a workdir, word for word. Raises as `read_experiment`."""
     experiment = from_json(read_json(workdir), "experiment")
     if not isinstance(experiment, Experiment):
         raise UserError(f"{workdir / EXPERIMENT_FILE} describes no experiment")
     return experiment
+
+
+def self_contained(experiment: Experiment, workdir: Path) -> Experiment:
+    """The experiment of a workdir with the copy of its tokenizer that `claim` has made there, if it has."""
+    preprocess = _preprocess(experiment)
+    if preprocess is None or not (workdir / EXPERIMENT_FILE).exists():
+        return experiment
+    data: Any = experiment.data
+    data = dataclasses.replace(data, preprocess=with_copied_tokenizer(preprocess, workdir))
+    return dataclasses.replace(experiment, data=data)
+
+
+def _preprocess(experiment: Experiment) -> Preprocess | None:
+    """That of a dataset whose preprocessing can be set."""
+    data: Any = experiment.data
+    settable = any(field.name == "preprocess" for field in dataclasses.fields(data))
+    return data.preprocess if settable and isinstance(data.preprocess, Preprocess) else None

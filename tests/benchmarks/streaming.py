@@ -65,6 +65,8 @@ def make(folder: Path) -> None:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
+    from tests.data_pipelines.tokenizer_folders import make_folder
+
     with torch.device("meta"):
         model = LlamaForCausalLM(LlamaConfig(num_hidden_layers=6)).to(torch.bfloat16)
     model = model.to_empty(device="cpu")
@@ -72,6 +74,7 @@ def make(folder: Path) -> None:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.normal_(0, 0.02)
+    make_folder("llama", folder)
     model.save_pretrained(folder, max_shard_size=SHARD)
 
 

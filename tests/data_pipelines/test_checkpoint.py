@@ -123,11 +123,16 @@ def test_channels_are_the_models(tmp_path):
         ({"model_type": "clip", "text_config": {}}, {"model_max_length": 12}, 12, "masked"),
         ({"model_type": "siglip"}, {"model_input_names": ["input_ids"]}, 64, "counted"),
         ({"model_type": "siglip", "text_config": {"max_position_embeddings": 32}}, {}, 32, "masked"),
+        ({"model_type": "siglip"}, {"model_input_names": None}, 64, "masked"),
+        ({"model_type": "clip"}, {"model_input_names": ["input_ids"]}, 77, "masked"),
+        ({"model_type": "clip"}, {"model_input_names": None}, 77, "masked"),
         ({"model_type": "gpt2", "n_positions": 99}, {"model_max_length": int(1e30)}, 99, "longest"),
         ({"model_type": "gpt2"}, None, 1024, "longest"),
         ({"model_type": "bert", "max_position_embeddings": 40}, {"model_max_length": 512}, 40, "longest"),
         ({"model_type": "t5"}, {"model_max_length": 512}, 512, "longest"),
         ({"model_type": "xlm-roberta", "max_position_embeddings": 514, "pad_token_id": 1}, None, 512, "longest"),
+        ({"model_type": "xlm-roberta", "max_position_embeddings": 514, "pad_token_id": 0}, None, 513, "longest"),
+        ({"model_type": "roberta", "max_position_embeddings": 514, "pad_token_id": None}, None, 512, "longest"),
         ({"model_type": "llama"}, None, 2048, "longest"),
     ],
 )
@@ -158,6 +163,13 @@ CLIP = {"model_type": "clip"}
         (CLIP, {"resample": 9}, "resample .* is 9"),
         (CLIP, {"do_resize": "yes"}, "do_resize .* must be true or false"),
         (CLIP, {"image_mean": ["a"]}, "image_mean .* one number a channel"),
+        (CLIP, {"image_mean": [0.5, 0.5]}, r"image_mean .* is \[0.5, 0.5\]; .* one number a channel, .* are 3, or one"),
+        (CLIP, {"image_std": []}, r"image_std .* is \[\]; it must be one positive number a channel"),
+        (CLIP, {"image_std": [0.5, 0, 0.5]}, r"image_std .* is \[0.5, 0, 0.5\]; it must be one positive number"),
+        (CLIP, {"image_std": 0}, "image_std .* positive number"),
+        (CLIP, {"image_std": [float("nan")]}, "image_std .* positive number"),
+        ({"model_type": "vit", "num_channels": 1}, {"image_mean": [0.5]}, "image_std .* of which there are 1"),
+        ({"model_type": "vit", "num_channels": "one"}, None, "num_channels in config.json is 'one'"),
         (CLIP, {"rescale_factor": 0}, "rescale_factor .* positive number"),
         ({"model_type": "vit", "image_size": "big"}, {"do_resize": True}, "image_size in config.json is 'big'"),
     ],
@@ -165,6 +177,18 @@ CLIP = {"model_type": "clip"}
 def test_what_is_not_supported_is_refused_by_name(tmp_path, config, processor, message):
     with pytest.raises(UserError, match=message):
         preprocessor_of(folder_with(tmp_path, config, processor))
+
+
+def test_null_is_the_default(tmp_path):
+    vision = dict.fromkeys(("num_channels", "image_size"))
+    found = preprocessor_of(folder_with(tmp_path, {"model_type": "clip", "vision_config": vision}))
+    assert found == preprocessor_of(folder_with(tmp_path, CLIP))
+    assert (found.channels, found.image_size) == (3, (224, 224))
+
+
+def test_names_of_inputs_are_a_list(tmp_path):
+    with pytest.raises(UserError, match=r"model_input_names in tokenizer_config\.json is 5; it must be a list"):
+        preprocessor_of(folder_with(tmp_path, CLIP, tokens={"model_input_names": 5}))
 
 
 def test_a_folder_without_config_is_refused(tmp_path):

@@ -27,6 +27,7 @@ def test_what_is_not_said_is_as_open_clip_has_it(tmp_path):
     found = preprocessor_of(folder_with(tmp_path))
     assert (found.image_size, found.resize, found.resample, found.text_length) == ((32, 32), 32, "bicubic", 16)
     assert (found.mean, found.std, found.padding, found.scale) == (CLIP_MEAN, CLIP_STD, "masked", 1 / 255)
+    assert found.caption == "This is a photo of {}."
     bare = preprocessor_of(folder_with(tmp_path, model={}))
     assert (bare.image_size, bare.text_length) == ((224, 224), 77)
 
@@ -54,8 +55,10 @@ def test_a_picture_is_resized_by_its_shorter_edge_and_cut(tmp_path):
         ({"resize_mode": "longest"}, "resize_mode in open_clip_config.json is 'longest', which is not supported"),
         ({"interpolation": "random"}, "interpolation in open_clip_config.json is 'random', which is not supported"),
         ({"mean": [0.5]}, "mean in preprocess_cfg of open_clip_config.json is [0.5]; it must be three numbers"),
-        ({"std": "x"}, "std in preprocess_cfg of open_clip_config.json is 'x'; it must be three numbers"),
-        ({"size": "big"}, "size in preprocess_cfg of open_clip_config.json is 'big'; it must be one or two"),
+        ({"std": "x"}, "std in preprocess_cfg of open_clip_config.json is 'x'; it must be three positive numbers"),
+        ({"std": [1, 0, 1]}, "std in preprocess_cfg of open_clip_config.json is [1, 0, 1]; it must be three positive"),
+        ({"size": "big"}, "size in preprocess_cfg of open_clip_config.json is 'big'; it must be a positive whole"),
+        ({"size": [8, True]}, "size in preprocess_cfg of open_clip_config.json is [8, True]; it must be a positive"),
         ({"model": 5}, "model_cfg in open_clip_config.json is 5; it must be an object"),
     ],
 )

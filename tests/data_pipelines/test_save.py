@@ -1,6 +1,7 @@
 """What stands beside exported weights, loaded by transformers."""
 
 import json
+import shutil
 import warnings
 from dataclasses import replace
 
@@ -13,7 +14,14 @@ from transformers import AutoImageProcessor, AutoTokenizer, CLIPImageProcessorPi
 
 from data_pipelines.checkpoint import preprocessor_of
 from data_pipelines.preprocess import Preprocess
-from data_pipelines.save import MARKS, byte_tokenizer, image_processor, save_preprocess
+from data_pipelines.save import (
+    MARKS,
+    byte_tokenizer,
+    copy_tokenizer,
+    image_processor,
+    save_preprocess,
+    with_copied_tokenizer,
+)
 from data_pipelines.tokenizer import ByteTokenizer
 from jmm.errors import UserError
 from tests.data_pipelines.tokenizer_folders import make_folder
@@ -93,6 +101,34 @@ def test_a_checkpoints_own_files_are_copied(tmp_path, name):
     assert preprocessor_of(target).tokenizer.encode("hello wörld, a photo", 99) == expected
     save_preprocess(preprocess, source, ["text"])  # onto themselves
     assert preprocessor_of(source) == preprocess
+
+
+def test_a_tokenizer_that_is_gone_is_named(tmp_path):
+    source, target = make_folder("clip", tmp_path / "source"), tmp_path / "target"
+    target.mkdir()
+    preprocess = preprocessor_of(source)
+    shutil.rmtree(source)
+    for write in (lambda: save_preprocess(preprocess, target, ["text"]), lambda: copy_tokenizer(preprocess, target)):
+        with pytest.raises(UserError, match=f"the folder {source}, .* tokenizer of this model, is missing"):
+            write()
+    assert list(target.iterdir()) == []
+    save_preprocess(preprocess, target, ["image"])  # nobody asks for it
+
+
+def test_a_copied_tokenizer_reads_the_same_wherever_it_is(tmp_path):
+    source, target = make_folder("clip", tmp_path / "source"), tmp_path / "target"
+    preprocess = preprocessor_of(source)
+    expected = preprocess(texts=["hello wörld"])["text"]
+    target.mkdir()
+    assert with_copied_tokenizer(preprocess, target) == preprocess
+    copy_tokenizer(preprocess, target)
+    shutil.rmtree(source)
+    moved = target.rename(tmp_path / "moved")
+    assert [path.name for path in moved.iterdir()] == ["tokenizer"]
+    found = with_copied_tokenizer(preprocess, moved)
+    assert found.tokenizer.directory == str(moved / "tokenizer")
+    np.testing.assert_array_equal(found(texts=["hello wörld"])["text"], expected)
+    assert with_copied_tokenizer(Preprocess(), moved) == Preprocess()
 
 
 def test_an_image_processor_is_copied_until_it_is_another(tmp_path):

@@ -17,6 +17,7 @@ from jmm.errors import UserError
 from jmm.experiment import MeshShape
 from jmm.interop.stored import open_folder, write_folder
 from tests.arrays import assert_close
+from tests.data_pipelines.tokenizer_folders import make_folder
 
 IDS = np.random.default_rng(0).integers(1, 60, (2, 7)).astype(np.int32)
 
@@ -44,7 +45,7 @@ def llama(dtype=torch.float32):
 @pytest.fixture(scope="module")
 def published(tmp_path_factory):
     """A folder of several shards in bfloat16, and the logits of its model in float32."""
-    folder = tmp_path_factory.mktemp("published") / "llama"
+    folder = make_folder("llama", tmp_path_factory.mktemp("published") / "llama")
     model = llama(torch.bfloat16)
     model.save_pretrained(folder, max_shard_size="20KB")
     logits = model.float()(torch.tensor(IDS).long()).logits.detach().numpy()

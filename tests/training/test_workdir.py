@@ -1,16 +1,29 @@
 """A workdir: the experiment it holds comes back equal, and no other is let in."""
 
 import json
+import shutil
 import sys
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 
+from data_pipelines.checkpoint import preprocessor_of
 from data_pipelines.digits import Digits
+from data_pipelines.folder import ImageFolder
 from experiments.quickstart import experiment
 from jmm.errors import UserError
 from jmm.experiment import Checkpoint, MeshShape, Optimizer
-from jmm.training.workdir import EXPERIMENT_FILE, MAY_CHANGE, claim, from_json, read_experiment, to_json
+from jmm.training.workdir import (
+    EXPERIMENT_FILE,
+    MAY_CHANGE,
+    claim,
+    from_json,
+    read_experiment,
+    recorded_experiment,
+    self_contained,
+    to_json,
+)
+from tests.data_pipelines.tokenizer_folders import make_folder
 
 BASE = experiment()
 
@@ -111,6 +124,42 @@ def test_a_folder_without_an_experiment(tmp_path):
     (tmp_path / "checkpoints").mkdir()
     with pytest.raises(UserError, match=r"holds checkpoints but no experiment\.json"):
         claim(tmp_path, BASE)
+    (tmp_path / "checkpoints").rename(tmp_path / "tokenizer")
+    with pytest.raises(UserError, match=r"holds a tokenizer but no experiment\.json"):
+        claim(tmp_path, BASE)
+
+
+@pytest.fixture
+def borrowed(tmp_path):
+    """An experiment whose tokenizer came with a checkpoint."""
+    source = make_folder("clip", tmp_path / "source")
+    preprocess = preprocessor_of(source)
+    data = ImageFolder("photos", preprocess=replace(preprocess, image_size=(16, 16)))
+    return replace(BASE, data=data)
+
+
+def test_the_tokenizer_is_copied_and_travels(borrowed, tmp_path):
+    claim(tmp_path / "run", borrowed)
+    shutil.rmtree(tmp_path / "source")
+    moved = (tmp_path / "run").rename(tmp_path / "moved")
+    assert recorded_experiment(moved) == borrowed
+    found = read_experiment(moved)
+    assert found == self_contained(borrowed, moved) != borrowed
+    assert found.data.preprocess.tokenizer.directory == str(moved / "tokenizer")
+    assert found.data.preprocess(texts=["a cat"])["text"].shape == (1, 77)
+    claim(moved, borrowed)  # goes on, without the source
+    with pytest.raises(UserError, match=r"data\.preprocess\.tokenizer\.directory was"):
+        claim(moved, found)
+
+
+def test_a_tokenizer_that_nothing_reads_is_not_copied(borrowed, tmp_path):
+    class Pictures(type(BASE.model)):
+        def batch_spec(self, batch_size):
+            return {"image": super().batch_spec(batch_size)["image"]}
+
+    model = Pictures(**{field.name: getattr(BASE.model, field.name) for field in fields(BASE.model)})
+    claim(tmp_path / "run", replace(borrowed, model=model))
+    assert [path.name for path in (tmp_path / "run").iterdir()] == [EXPERIMENT_FILE]
 
 
 @pytest.mark.parametrize("below", ["file", "file/run", "file/a/b"])
