@@ -37,7 +37,7 @@ def claim(workdir: Path, experiment: Experiment) -> None:
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         if path.exists():
-            check_same(workdir, read_json(workdir), to_json(experiment))
+            check_same(workdir, _as_today(read_json(workdir)), to_json(experiment))
         elif (workdir / "checkpoints").exists():
             raise UserError(f"{workdir} holds checkpoints but no {EXPERIMENT_FILE}; choose another --workdir")
         if is_first():
@@ -51,6 +51,14 @@ def claim(workdir: Path, experiment: Experiment) -> None:
                 copy_tokenizer(preprocess, workdir)
     except OSError as error:
         raise UserError(f"cannot write to the workdir {workdir}: {error.strerror or error}") from error
+
+
+def _as_today(recorded: Any) -> Any:
+    """A recorded experiment with the defaults of fields that there were not yet when it was written."""
+    try:
+        return to_json(from_json(recorded, "experiment"))
+    except UserError:  # of kinds that are not read back
+        return recorded
 
 
 def check_same(workdir: Path, old: Any, new: Any) -> None:

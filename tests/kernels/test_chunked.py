@@ -107,7 +107,9 @@ def assert_equal(found, wanted):
     st.sampled_from(CASES),
     st.integers(0, 2**16),
     st.booleans(),
-    st.tuples(st.integers(0, 40), st.integers(0, 40)) | st.just((0, 0)),
+    # Everything in order, keys that come later, and keys that all come too late. Between the last two a causal text
+    # would have one row with two keys: its whole gradient may be less than the other rows' noise in bfloat16.
+    st.tuples(st.integers(0, 40), st.integers(0, 20)) | st.sampled_from([(0, 0), (0, 60)]),
 )
 def test_equals_float64_at_traced_positions(case, seed, ordered, offsets):
     problem, operands, d_out, _ = make(case, seed, ordered)

@@ -46,6 +46,19 @@ def test_the_same_experiment_may_come_again(workdir):
     assert [path.name for path in workdir.iterdir()] == [EXPERIMENT_FILE]
 
 
+def test_a_field_that_there_was_not_yet_has_its_default(workdir):
+    """A run goes on with a jmm that has more fields."""
+    path = workdir / EXPERIMENT_FILE
+    recorded = json.loads(path.read_text())
+    del recorded["initial"], recorded["model"]["image"]["encoder"]["attention_scale"]
+    path.write_text(json.dumps(recorded))
+    claim(workdir, BASE)
+    path.write_text(json.dumps(recorded))
+    with pytest.raises(UserError, match=r"attention_scale was None, now 1.0"):
+        encoder = replace(BASE.model.image.encoder, attention_scale=1.0)
+        claim(workdir, replace(BASE, model=replace(BASE.model, image=replace(BASE.model.image, encoder=encoder))))
+
+
 @pytest.mark.parametrize(
     ("other", "shown"),
     [
