@@ -252,6 +252,32 @@ def test_a_directory_is_a_model_and_is_written_back_as_it_was(tmp_path):
     assert jmm.load(back).config == model.config
 
 
+def small_folder(folder):
+    """open_clip's folder of a small model, and its tensors."""
+    golden = read_golden(golden_files("openclip_clip_rn")[0])
+    model_cfg = {name: each for name, each in golden.config.items() if name != "B"}
+    folder.mkdir()
+    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": model_cfg, "preprocess_cfg": PREPROCESS}))
+    return golden, {name: torch.from_numpy(np.array(each)) for name, each in golden.weights.items()}
+
+
+def test_its_pickle_is_read_when_asked_for(tmp_path):
+    golden, tensors = small_folder(tmp_path / "published")
+    torch.save(tensors, tmp_path / "published" / "open_clip_pytorch_model.bin")
+    with pytest.raises(UserError, match=r"open_clip_pytorch_model.bin, a pickle file.*--allow-pickle"):
+        jmm.load(tmp_path / "published")
+    outputs = jmm.load(tmp_path / "published", allow_pickle=True)(image=np.moveaxis(golden.inputs["image"], 1, -1))
+    assert_close(outputs["image_embedding"], golden.outputs["image_features"])
+
+
+def test_a_folder_of_both_is_read_as_that_whose_weights_are_there(tmp_path):
+    small_folder(tmp_path / "published")
+    sizes = {"hidden_size": 12, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 20}
+    vision, text = {**sizes, "image_size": 16, "patch_size": 8}, {**sizes, "vocab_size": 30, "eos_token_id": 29}
+    CLIPModel(CLIPConfig(vision_config=vision, text_config=text)).save_pretrained(tmp_path / "published")
+    assert jmm.load(tmp_path / "published").config.image.image_size == (16, 16)
+
+
 # --- ViT towers, against transformers ---
 
 TOWERS = {"layer_norm1": "ln_1", "layer_norm2": "ln_2", "mlp.fc1": "mlp.c_fc", "mlp.fc2": "mlp.c_proj"}
