@@ -131,7 +131,8 @@ TWINS: dict[str, Callable[[Any], Run]] = {
     **dict.fromkeys(("BertModel", "BertForMaskedLM", "BertForPreTraining"), _encoder),
     **dict.fromkeys(("XLMRobertaModel", "XLMRobertaForMaskedLM", "RobertaModel", "RobertaForMaskedLM"), _encoder),
     **dict.fromkeys(
-        ("BartForConditionalGeneration", "T5ForConditionalGeneration", "MT5ForConditionalGeneration"), _encoder_decoder
+        ("BartForConditionalGeneration", "MarianMTModel", "T5ForConditionalGeneration", "MT5ForConditionalGeneration"),
+        _encoder_decoder,
     ),
 }
 """By their class."""

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -42,7 +43,7 @@ CONFIGS: dict[str, Any] = {
     ),
     # So long that on its own attention would be done in blocks.
     "llama": decoder.Config(LLAMA, 50, 200, first_position=None, tied_head=False),
-    "t5": encoder_decoder.Config(T5.encoder, T5.decoder, 50, 16, 0, None, 32, embedding_norm=False, scaled_head=True),
+    "t5": replace(T5, vocab_size=50, context_length=16),
 }
 
 

@@ -30,6 +30,7 @@ OTHERS = {
     "xlm_r": XLM_R,
     "xlm_r_body": replace(XLM_R, masked_head=None),
     "bart": replace(encoder_decoder.bart(24, 2, 3), **SMALL),
+    "marian": replace(encoder_decoder.marian(24, 2, 3, 40), **SMALL, start_id=49),
     "t5_v1_1": replace(encoder_decoder.t5_v1_1(24, 2, 3, 40), **SMALL),
 }
 

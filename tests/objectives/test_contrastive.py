@@ -234,7 +234,7 @@ def test_caption_ids_on_a_mesh():
 def test_clip_knows_equal_captions(objective, dense):
     encoder = TransformerConfig(width=8, depth=1, num_heads=1, mlp_dim=8)
     towers = vit.ImageTower(encoder, (4, 4), 4), clip.TextTower(encoder, 9, 3)
-    plain = clip.Config(*towers, 4, objective)
+    plain = clip.Config(*towers, 4, objective=objective)
     module = plain.build()
     batch = {
         "image": jax.random.normal(jax.random.key(0), (3, 4, 4, 3)),
