@@ -159,4 +159,5 @@ def _shifted(target: Any, mask: Any, start_id: int) -> Any:
 
 def _count_real_tokens(positions: Any, mask: Any) -> None:
     """Makes a table of learned positions read the places of the real tokens, so that padding on the left moves none."""
-    positions.forward = lambda *_, **__: positions.weight[_positions(mask) + positions.offset]
+    offset = getattr(positions, "offset", 0)  # Marian's fixed table has none
+    positions.forward = lambda *_, **__: positions.weight[_positions(mask) + offset]
