@@ -15,9 +15,9 @@ Inputs: text int32 [B,L], what is read, and target int32 [B,M], what is to be wr
 target_mask bool [B,M], padding on either side; without them every token is real.
 Outputs: text_features [B,L,D], and logits [B,M,V] of each token of the target given the text and the tokens before it;
 those of padding mean nothing.
-Checked: transformers.BartForConditionalGeneration, T5ForConditionalGeneration and MT5ForConditionalGeneration, logits,
-features, loss and gradients (tests/models/test_encoder_decoder_parity.py), and what they write
-(tests/generation/test_transformers.py).
+Checked: transformers.BartForConditionalGeneration, MarianMTModel, T5ForConditionalGeneration and
+MT5ForConditionalGeneration, logits, features, loss and gradients (tests/models/test_encoder_decoder_parity.py), and
+what they write (tests/generation/test_transformers.py).
 """
 
 from dataclasses import dataclass, replace
