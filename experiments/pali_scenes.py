@@ -19,59 +19,62 @@ from jmm.models import encoder_decoder, pali, vit
 from jmm.parts.transformer import TransformerConfig
 
 TASKS = {
-    "caption_en": ("alt_text", "en", 3.0),
+    "caption_en": ("alt_text", "en", 6.0),
     "caption_de": ("alt_text", "de", 3.0),
     "caption_ru": ("alt_text", "ru", 3.0),
-    "question": ("question", "en", 4.0),
-    "read": ("read", "en", 2.0),
-    "objects": ("objects", "en", 1.0),
-    "object_question": ("object_question", "en", 1.0),
+    "question": ("question", "en", 3.5),
+    "read": ("read", "en", 1.0),
+    "objects": ("objects", "en", 2.0),
+    "object_question": ("object_question", "en", 0.5),
     "split_caption": ("split_caption", "en", 0.5),
     "span": ("span", "en", 0.5),
 }
-"""Task and language of each part of the mixture, and its share."""
+"""Task and language of each part of the mixture, and its share. English has more, as on the web: with equal shares
+it had not begun to look at the pictures after 850 steps, when with these it had."""
 
 SHAPE = {"text_length": 40, "target_length": 34, "image_optional": True}
 """Of all batches."""
 
-WIDTH = 160
+WIDTH = 128
 
 
 def experiment() -> Experiment:
-    """A PaLI of 2.5 million parameters: three layers see, two read, three write."""
+    """A PaLI of 1.6 million parameters: two layers see, two read, three write."""
     scenes = {name: Scenes(*asked, **SHAPE) for name, (*asked, _) in TASKS.items()}
     parts = tuple(Part(name, scenes[name], weight) for name, (*_, weight) in TASKS.items())
     return Experiment(
         name="pali_scenes",
         model=system(),
         data=Mixture(parts),
-        steps=3000,
-        batch_size=64,
-        optimizer=Optimizer(learning_rate=1e-3, warmup_steps=200, weight_decay=0.05, average=0.998),
-        checkpoint=Checkpoint(every=500),
+        steps=8000,
+        batch_size=32,
+        optimizer=Optimizer(learning_rate=1e-3, warmup_steps=200, b2=0.98, weight_decay=0.05, average=0.998),
+        checkpoint=Checkpoint(every=1000),
         evaluations=(
             *(Captions(part=f"caption_{language}", name=f"caption_{language}") for language in LANGUAGES),
             Questions(part="question", name="question"),
             Questions(part="read", name="read"),
         ),
-        evaluate_every=1000,
+        evaluate_every=4000,
         data_threads=1,
     )
 
 
 def system() -> pali.Config:
     """The image encoder and the language model, of one width."""
-    seeing = TransformerConfig(WIDTH, 3, 4, 3 * WIDTH, activation="gelu_tanh", scan=False)
+    seeing = TransformerConfig(WIDTH, 2, 4, 3 * WIDTH, activation="gelu_tanh", scan=False)
     language = encoder_decoder.t5(WIDTH, 2, 4, 3 * WIDTH)
-    reading = replace(language.encoder, head_dim=None, scan=False)
+    # T5's scales go with its optimizer, whose steps are relative to the size of each matrix.
+    reading = replace(language.encoder, head_dim=None, attention_scale=None, scan=False)
     return pali.Config(
-        vit.ImageTower(seeing, (64, 64), patch_size=8, stem="convolutions", pool="mean"),
+        vit.ImageTower(seeing, (64, 64), patch_size=8, positions="sincos", stem="convolutions", pool="none"),
         replace(
             language,
             encoder=reading,
             decoder=replace(reading, depth=3, cross_attention=True),
             vocab_size=tokenizer().vocab_size,
             start_id=BEGIN,
+            scaled_head=False,
         ),
         text_length=SHAPE["text_length"],
         target_length=SHAPE["target_length"],

@@ -44,7 +44,7 @@ from jmm.parts.norms import make_norm
 from jmm.parts.pooling import AttentionPooler, unit
 from jmm.parts.positions import LearnedPositions, left_aligned
 from jmm.parts.transformer import Transformer, TransformerConfig
-from jmm.protocol import Batch, Loss, Outputs, Variables, forward
+from jmm.protocol import Batch, Loss, Outputs, Variables, training_forward
 
 
 @dataclass(frozen=True)
@@ -94,12 +94,12 @@ class Config:
     def loss(self, module: nn.Module, variables: Variables, batch: Batch, rngs: dict[str, jax.Array]) -> Loss:
         """The weighted sum of the contrastive loss over the whole batch and of the cross-entropy of the next token over
         all its texts."""
-        out = forward(module, variables, batch, train=True, rngs=rngs)
+        out, updates = training_forward(module, variables, batch, rngs)
         contrastive = softmax_contrastive(out["image_embedding"], out["text_embedding"], out["logit_scale"])
         captioning, accuracy = token_cross_entropy(out["logits"], *following(batch["text"], batch["text_mask"]))
         value = self.contrastive_weight * contrastive + self.captioning_weight * captioning
         parts = {"contrastive": contrastive, "captioning": captioning, "accuracy": accuracy}
-        return Loss(value, {"loss": value, **parts, "logit_scale": out["logit_scale"]}, {})
+        return Loss(value, {"loss": value, **parts, "logit_scale": out["logit_scale"]}, updates)
 
 
 class CoCa(nn.Module):

@@ -36,7 +36,7 @@ from jmm.parts.norms import make_norm
 from jmm.parts.positions import LearnedPositions, count_positions, sincos_1d
 from jmm.parts.relative import RelativePositionBias
 from jmm.parts.transformer import Transformer, TransformerConfig
-from jmm.protocol import Batch, Loss, Outputs, Variables, forward
+from jmm.protocol import Batch, Loss, Outputs, Variables, training_forward
 
 
 @dataclass(frozen=True)
@@ -87,10 +87,10 @@ class Config:
 
     def loss(self, module: nn.Module, variables: Variables, batch: Batch, rngs: dict[str, jax.Array]) -> Loss:
         """Cross-entropy of the target, over all its real tokens in the batch."""
-        outputs = forward(module, variables, batch, train=True, rngs=rngs)
+        outputs, updates = training_forward(module, variables, batch, rngs)
         written = (outputs["logits"], batch["target"], batch["target_mask"])
         value, accuracy = token_cross_entropy(*written)
-        return Loss(value, {"loss": value, "accuracy": accuracy}, {}, row_cross_entropy(*written))
+        return Loss(value, {"loss": value, "accuracy": accuracy}, updates, row_cross_entropy(*written))
 
 
 class EncoderDecoder(nn.Module):

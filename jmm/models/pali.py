@@ -106,7 +106,7 @@ class PaLI(nn.Module):
     ) -> Outputs:
         """Gives image_features [B,N,E] of images, features [B,N+L,D] and logits [B,M,V]."""
         language = self.language
-        seen = None if image is None else self.image(image, train)[0]
+        seen = None if image is None else self.image(image, train, image_mask)[0]
         encoded, real = self._read(seen, image_mask, text, text_mask, train)
         before = shift_right(target, target_mask, self.config.language.start_id)
         decoded = language.decode(language.embed_target(before), encoded, target_mask, real, train=train)

@@ -20,7 +20,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from jmm.errors import UserError
 from jmm.objectives.classification import classification
@@ -29,7 +29,7 @@ from jmm.parts.embeddings import ConvolutionalPatches, PatchEmbedding
 from jmm.parts.norms import make_norm
 from jmm.parts.positions import LearnedPositions2D, sincos_2d
 from jmm.parts.transformer import Transformer, TransformerConfig
-from jmm.protocol import Batch, Loss, Outputs, Variables, forward
+from jmm.protocol import Batch, Loss, Outputs, Variables, training_forward
 
 
 @dataclass(frozen=True)
@@ -82,8 +82,9 @@ class ImageEncoder(nn.Module):
 
     @nn.compact
     def __call__(
-        self, image: Float[Array, "B H W C"], train: bool = False
+        self, image: Float[Array, "B H W C"], train: bool = False, rows: Bool[Array, "B"] | None = None
     ) -> tuple[Float[Array, "B N D"], Float[Array, "B D"] | None]:
+        """`rows` are the images that count where others fill the batch up, for the statistics of a batch."""
         cfg = self.config
         width = cfg.encoder.width
         if cfg.crop:
@@ -93,7 +94,8 @@ class ImageEncoder(nn.Module):
         if cfg.stem == "patches":
             patches = PatchEmbedding(width, cfg.patch_size, cfg.patch_bias, self.dtype, name="patches")(image)
         else:
-            patches = ConvolutionalPatches(width, cfg.patch_size, self.dtype, name="patches")(image)
+            stem = ConvolutionalPatches(width, cfg.patch_size, self.dtype, name="patches")
+            patches = stem(image, train, rows)
         batch, *grid, _ = patches.shape
         x = patches.reshape(batch, -1, width)
         if cfg.prefix:
@@ -158,10 +160,10 @@ class Config:
         """
         if self.num_classes is None:
             raise UserError("model.num_classes is None, so there is no head to train; set the number of classes")
-        outputs = forward(module, variables, batch, train=True, rngs=rngs)
+        outputs, updates = training_forward(module, variables, batch, rngs)
         value = classification(outputs["logits"], batch["label"], self.label_smoothing)
         accuracy = jnp.mean(jnp.argmax(outputs["logits"], axis=-1) == batch["label"])
-        return Loss(value, {"loss": value, "accuracy": accuracy}, {})
+        return Loss(value, {"loss": value, "accuracy": accuracy}, updates)
 
 
 class ViT(nn.Module):

@@ -1,5 +1,6 @@
 """Patch embedding against a torch convolution."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -43,6 +44,23 @@ def test_convolutional_patches_overlap_and_keep_their_places():
     moved = np.abs(np.asarray(module.apply(variables, jnp.asarray(image))) - before).max(axis=-1) > 1e-6
     assert before.shape == (2, 2, 3, 8) and not moved[1].any()
     assert moved[0].tolist() == [[False, True, False], [False, True, False]], "3 of 4 pixels reach below, none left"
+
+
+def test_between_the_first_and_the_last_halving_convolutions_come_in_pairs():
+    variables = jax.eval_shape(ConvolutionalPatches(16, 16).init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
+    kernels = [variables["params"][f"conv{number}"]["kernel"].shape[2:] for number in range(1, 7)]
+    assert kernels == [(3, 2), (2, 4), (4, 4), (4, 8), (8, 8), (8, 16)] and "conv7" not in variables["params"]
+
+
+def test_convolutional_patches_learn_the_statistics_of_the_images_that_count():
+    module, rows = ConvolutionalPatches(8, 4), jnp.array([True, True, False])
+    image = np.random.default_rng(0).standard_normal((3, 8, 12, 3)).astype(np.float32)
+    variables = module.init(jax.random.key(0), jnp.asarray(image))
+    alone, seen = module.apply(variables, jnp.asarray(image[:2]), train=True, mutable=["batch_stats"])
+    beside, moved = module.apply(variables, jnp.asarray(image), train=True, rows=rows, mutable=["batch_stats"])
+    assert_close(beside[:2], alone, 1e-6)
+    chex.assert_trees_all_close(moved, seen, rtol=1e-6)
+    assert seen["batch_stats"]["norm1"]["count"] == 1 and np.abs(seen["batch_stats"]["norm2"]["mean"]).max() > 0.01
 
 
 @pytest.mark.parametrize(
