@@ -23,7 +23,7 @@ def experiment() -> Experiment:
     return Experiment(
         name="coca_scenes",
         model=coca.Config(
-            ImageTower(stack, size, patch_size=8, positions="sincos", stem="convolutions", pool="none"),
+            ImageTower(stack, size, 8, positions="sincos", stages=(1, 1), stage_width=32, pool="none"),
             replace(stack, depth=2),
             replace(stack, cross_attention=True),
             vocab_size=tokenizer().vocab_size,
@@ -34,11 +34,11 @@ def experiment() -> Experiment:
             pool_heads=4,
         ),
         data=scenes,
-        steps=4000,
+        steps=3000,
         batch_size=64,
         optimizer=Optimizer(learning_rate=1e-3, warmup_steps=100, b2=0.98, weight_decay=0.05, average=0.998),
         checkpoint=Checkpoint(every=500),
         evaluations=(Captions(), Retrieval(count=100)),
-        evaluate_every=2000,
+        evaluate_every=1000,
         data_threads=1,
     )

@@ -67,7 +67,7 @@ def system() -> pali.Config:
     # T5's scales go with its optimizer, whose steps are relative to the size of each matrix.
     reading = replace(language.encoder, head_dim=None, attention_scale=None, scan=False)
     return pali.Config(
-        vit.ImageTower(seeing, (64, 64), patch_size=8, positions="sincos", stem="convolutions", pool="none"),
+        vit.ImageTower(seeing, (64, 64), 8, positions="sincos", stages=(1, 1), stage_width=32, pool="none"),
         replace(
             language,
             encoder=reading,

@@ -19,7 +19,7 @@ CHOICES = {
     "model.equal_captions": "positives",
     "model.image.pool": "class",
     "model.image.positions": "sincos",
-    "model.image.stem": "convolutions",
+    "model.image.stages": (1, 2),
     "model.text.mask": "full",
     "model.text.pool": "last",
 }

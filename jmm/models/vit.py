@@ -5,7 +5,8 @@
                                                            logits [B,V] ◄── (head) ◄── image_pooled [B,D]
 
 The image encoder stands apart from the classifier, because CLIP and others are built on it. Without a head it is the
-network of DINO (Caron et al. 2021, Emerging Properties in Self-Supervised Vision Transformers).
+network of DINO (Caron et al. 2021, Emerging Properties in Self-Supervised Vision Transformers). With `stages` the
+patches are places of a residual network: the hybrid of section 3.1.
 
 Inputs: image float32 [B,H,W,C]; label int32 [B] for the loss.
 Outputs: image_features [B,N,D], image_pooled [B,D], and of a classifier logits [B,V].
@@ -25,9 +26,10 @@ from jaxtyping import Array, Bool, Float
 from jmm.errors import UserError
 from jmm.objectives.classification import classification
 from jmm.parts import pooling
-from jmm.parts.embeddings import ConvolutionalPatches, PatchEmbedding
+from jmm.parts.embeddings import PatchEmbedding
 from jmm.parts.norms import make_norm
 from jmm.parts.positions import LearnedPositions2D, sincos_2d
+from jmm.parts.resnet import ModifiedResNet
 from jmm.parts.transformer import Transformer, TransformerConfig
 from jmm.protocol import Batch, Loss, Outputs, Variables, training_forward
 
@@ -60,8 +62,11 @@ class ImageTower:
     crop: bool = False
     """Leave out what is beyond the last whole patch, on the right and at the bottom (SigLIP at 384 with patches of 14);
     otherwise such images are refused."""
-    stem: Literal["patches", "convolutions"] = "patches"
-    """What makes tokens of an image: one linear map of each patch, or convolutions (Xiao et al. 2021)."""
+    stages: tuple[int, ...] = ()
+    """Blocks of each stage of a residual network whose places become the tokens, where that is no linear map of each
+    patch (the hybrid of section 3.1, with CLIP's network); a patch then has a side of 2^(1 + stages) pixels."""
+    stage_width: int = 64
+    """Channels after the stem of that network."""
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -91,11 +96,10 @@ class ImageEncoder(nn.Module):
             bottom, right = (side // cfg.patch_size * cfg.patch_size for side in image.shape[1:3])
             image = image[:, :bottom, :right]
         patches: jax.Array
-        if cfg.stem == "patches":
-            patches = PatchEmbedding(width, cfg.patch_size, cfg.patch_bias, self.dtype, name="patches")(image)
+        if cfg.stages:
+            patches = self._residual(image, train, rows)
         else:
-            stem = ConvolutionalPatches(width, cfg.patch_size, self.dtype, name="patches")
-            patches = stem(image, train, rows)
+            patches = PatchEmbedding(width, cfg.patch_size, cfg.patch_bias, self.dtype, name="patches")(image)
         batch, *grid, _ = patches.shape
         x = patches.reshape(batch, -1, width)
         if cfg.prefix:
@@ -110,6 +114,19 @@ class ImageEncoder(nn.Module):
             x = make_norm(cfg.encoder.norm, cfg.encoder.norm_eps, self.dtype, "pre_norm")(x)
         x = Transformer(cfg.encoder, self.dtype, cfg.final_norm, name="encoder")(x, train=train)
         return x, self._pool(x)
+
+    def _residual(self, image: jax.Array, train: bool, rows: jax.Array | None) -> Float[Array, "B h w D"]:
+        cfg, side = self.config, 2 ** (1 + len(self.config.stages))
+        if cfg.patch_size != side:
+            raise ValueError(
+                f"{len(cfg.stages)} stages make patches of {side}×{side}, not of patch_size {cfg.patch_size}"
+            )
+        if image.shape[1] % side or image.shape[2] % side:
+            raise ValueError(
+                f"an image of {image.shape[1]}×{image.shape[2]} does not divide into patches of {side}×{side}"
+            )
+        x = ModifiedResNet(cfg.stages, cfg.stage_width, self.dtype, name="stages")(image, train, rows)
+        return nn.Dense(cfg.encoder.width, dtype=self.dtype, name="projection")(x)
 
     def _pool(self, x: Float[Array, "B N D"]) -> Float[Array, "B D"] | None:
         encoder = self.config.encoder

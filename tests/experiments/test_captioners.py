@@ -15,7 +15,8 @@ EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 @pytest.mark.parametrize("name", ["simvlm_scenes", "coca_scenes", "pali_scenes"])
 def test_a_hundredth_of_the_training_is_a_beginning(name, tmp_path):
     whole = read_experiment_file(EXPERIMENTS / f"{name}.py")
-    optimizer = replace(whole.optimizer, warmup_steps=3, average=None)
+    # Thirty steps have to be longer ones than those of thousands.
+    optimizer = replace(whole.optimizer, learning_rate=3e-3, warmup_steps=3, average=None)
     few = tuple(replace(each, count=8) for each in whole.evaluations[:1])
     short = replace(whole, steps=30, batch_size=32, optimizer=optimizer, evaluations=few, evaluate_every=0, log_every=1)
     outcome = train(short, tmp_path)

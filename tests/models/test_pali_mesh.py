@@ -21,7 +21,7 @@ DATA = Mixture((Part("question", SCENES, 3.0), Part("span", replace(SCENES, task
 STACK = TransformerConfig(16, 1, 2, 32, dropout=0.1)
 T5 = replace(STACK, activation="relu", norm="rms", use_bias=False, attention_scale=1.0)
 MODEL = pali.Config(
-    ImageTower(STACK, (64, 64), 16, stem="convolutions", pool="none"),
+    ImageTower(STACK, (64, 64), 16, stages=(1, 1, 1), stage_width=4, pool="none"),
     encoder_decoder.Config(
         T5,
         replace(T5, cross_attention=True),

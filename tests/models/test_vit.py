@@ -1,7 +1,9 @@
-"""What ViT promises beyond parity: with and without head and pooler, pixels that no patch takes."""
+"""What ViT promises beyond parity: with and without head and pooler, pixels that no patch takes, hybrids."""
 
 from dataclasses import replace
+from functools import partial
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +11,7 @@ import pytest
 
 from jmm.errors import UserError
 from jmm.models import vit
+from jmm.parts.resnet import ModifiedResNet
 from jmm.parts.transformer import TransformerConfig
 from tests.arrays import abstract_params, assert_close, perturbed
 
@@ -56,3 +59,56 @@ def test_pixels_that_no_patch_takes_are_not_read():
         np.testing.assert_array_equal(value, expected[name], err_msg=name)
     with pytest.raises(ValueError, match="an image of 10×15 does not divide into patches of 4×4"):
         jax.eval_shape(lambda: CONFIG.build().init(jax.random.key(0), image=larger))
+
+
+# Most of the time is the compiler's.
+jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+HYBRID = vit.ImageTower(ENCODER, (16, 24), 8, stages=(1, 1), stage_width=4, pool="mean")
+IMAGES = jnp.asarray(np.random.default_rng(2).standard_normal((3, 16, 24, 3)), jnp.float32)
+
+
+def hybrid_variables():
+    variables = jit(vit.ImageEncoder(HYBRID).init)(jax.random.key(0), IMAGES)
+    return {**variables, "params": perturbed(variables["params"], std=0.3)}
+
+
+def test_the_stages_of_a_hybrid_make_its_tokens():
+    variables = hybrid_variables()
+    tokens, _ = jit(vit.ImageEncoder(HYBRID).apply)(variables, IMAGES)
+    alone = vit.ImageEncoder(replace(HYBRID, stages=(), patch_size=1, image_size=(2, 3)))
+    network = jit(ModifiedResNet((1, 1), 4).apply)(
+        {kind: variables[kind]["stages"] for kind in ("params", "batch_stats")}, IMAGES
+    )
+    assert network.shape == (3, 2, 3, 32) and tokens.shape == (3, 6, 12)
+    kept = {name: variables["params"][name] for name in ("encoder", "positions")}
+    linear = {"kernel": variables["params"]["projection"]["kernel"][None, None]}
+    linear["bias"] = variables["params"]["projection"]["bias"]
+    expected, _ = jit(alone.apply)({"params": {**kept, "patches": {"projection": linear}}}, network)
+    assert_close(tokens, expected, 1e-5)
+
+
+def test_a_hybrid_learns_the_statistics_of_the_images_that_count():
+    variables, module = hybrid_variables(), vit.ImageEncoder(HYBRID)
+    learn = jit(lambda images, rows: module.apply(variables, images, train=True, rows=rows, mutable=["batch_stats"]))
+    rows, changed = jnp.array([True, True, False]), IMAGES.at[2].multiply(9.0)
+    (tokens, _), seen = learn(IMAGES, rows)
+    (again, _), other = learn(changed, rows)
+    np.testing.assert_array_equal(again[:2], tokens[:2])
+    chex.assert_trees_all_close(other, seen)
+    config = vit.Config(HYBRID, num_classes=5)
+    start = jit(config.build().init)(jax.random.key(0), image=IMAGES)
+    loss = jit(lambda batch: config.loss(config.build(), start, batch, {}))
+    updates = loss({"image": IMAGES, "label": jnp.arange(3)}).updates
+    assert updates["batch_stats"]["image"]["stages"]["stem"]["norm1"]["count"] == 1
+
+
+@pytest.mark.parametrize(
+    ("tower", "says"),
+    [
+        (replace(HYBRID, patch_size=4), "2 stages make patches of 8×8, not of patch_size 4"),
+        (replace(HYBRID, image_size=(16, 20)), "an image of 16×20 does not divide into patches of 8×8"),
+    ],
+)
+def test_a_hybrid_that_cannot_be(tower, says):
+    with pytest.raises(ValueError, match=says):
+        jax.eval_shape(vit.ImageEncoder(tower).init, jax.random.key(0), IMAGES[:, :, : tower.image_size[1]])

@@ -18,7 +18,7 @@ from tests.training.runs import program, tiny
 STACK = TransformerConfig(16, 1, 2, 32)
 SYSTEMS = {
     "coca": coca.Config(
-        vit.ImageTower(STACK, (16, 16), patch_size=8, channels=1, stem="convolutions", pool="none"),
+        vit.ImageTower(STACK, (16, 16), patch_size=8, channels=1, stages=(1, 1), stage_width=4, pool="none"),
         STACK,
         replace(STACK, cross_attention=True),
         ByteTokenizer.vocab_size,
