@@ -19,8 +19,8 @@ Outputs = dict[str, jax.Array]
 """A flat dict: image_embedding, text_embedding, image_features, text_features, logits …"""
 
 Variables = Mapping[str, Any]
-"""Linen collections: `params`, whatever else the module declares, and `average` (the moving average of the
-parameters) where the experiment keeps one, so that a loss can use it as a teacher."""
+"""Linen collections: `params`; whatever else the module declares, of which `buffers` never move; and `average` (the
+moving average of the parameters) where the experiment keeps one, so that a loss can use it as a teacher."""
 
 
 class Loss(NamedTuple):
@@ -104,6 +104,6 @@ def training_forward(
 ) -> tuple[Outputs, Variables]:
     """The outputs in training, and the new values of what the module itself moves (running statistics); the latter
     are a loss's `updates`."""
-    moving = [name for name in variables if name not in ("params", "average")]
+    moving = [name for name in variables if name not in ("params", "buffers", "average")]
     apply: Any = module.apply
     return apply(variables, **inputs_of(module, batch), train=True, rngs=rngs, mutable=moving)
