@@ -30,7 +30,7 @@ TASKS = {
     "span": ("span", "en", 0.5),
 }
 """Task and language of each part of the mixture, and its share. English has more, as on the web: with equal shares
-it had not begun to look at the pictures after 850 steps, when with these it had."""
+it had not begun to look at the pictures after 850 steps, when with more English it had."""
 
 SHAPE = {"text_length": 40, "target_length": 34, "image_optional": True}
 """Of all batches."""
