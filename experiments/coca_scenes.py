@@ -16,7 +16,7 @@ from jmm.parts.transformer import TransformerConfig
 
 
 def experiment() -> Experiment:
-    """A CoCa of 1.9 million parameters: three layers see, two read, three read and look."""
+    """A CoCa of 2.0 million parameters: three layers see, two read, three read and look."""
     scenes = Scenes(text_length=36)
     stack = TransformerConfig(width=128, depth=3, num_heads=4, mlp_dim=384, scan=False)
     size = (scenes.image_size, scenes.image_size)
