@@ -1,7 +1,13 @@
 """CoCa on drawn scenes, entirely offline: one model captions scenes and finds the text of each, and its combinations of
 colour and shape are ones that it has never seen.
 
-    jmm train experiments/coca_scenes.py --workdir runs/coca_scenes
+    GLIBC_TUNABLES=glibc.malloc.hugetlb=1 jmm train experiments/coca_scenes.py --workdir runs/coca_scenes
+
+On two CPU cores, 23 minutes in all (2026-11-21; jax 0.10.2, one seed), with 400 held-out scenes, of which a fifth
+carry a word, and 100 of them to search:
+
+    step   1800  captions/exact 0.7025  bleu4 0.9573  cider 9.0873  recall@1, text to image 1.00, image to text 1.00
+    step   3600  captions/exact 0.9450  bleu4 0.9894  cider 9.8932  recall@1, text to image 1.00, image to text 1.00
 """
 
 from dataclasses import replace
@@ -34,11 +40,11 @@ def experiment() -> Experiment:
             pool_heads=4,
         ),
         data=scenes,
-        steps=3000,
+        steps=3600,
         batch_size=64,
         optimizer=Optimizer(learning_rate=1e-3, warmup_steps=100, b2=0.98, weight_decay=0.05, average=0.998),
         checkpoint=Checkpoint(every=500),
         evaluations=(Captions(), Retrieval(count=100)),
-        evaluate_every=1000,
+        evaluate_every=1800,
         data_threads=1,
     )

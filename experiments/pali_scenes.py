@@ -23,7 +23,7 @@ TASKS = {
     "caption_de": ("alt_text", "de", 3.0),
     "caption_ru": ("alt_text", "ru", 3.0),
     "question": ("question", "en", 3.5),
-    "read": ("read", "en", 1.0),
+    "read": ("read", "en", 2.5),
     "objects": ("objects", "en", 2.0),
     "object_question": ("object_question", "en", 0.5),
     "split_caption": ("split_caption", "en", 0.5),
@@ -46,7 +46,7 @@ def experiment() -> Experiment:
         name="pali_scenes",
         model=system(),
         data=Mixture(parts),
-        steps=8000,
+        steps=7000,
         batch_size=32,
         optimizer=Optimizer(learning_rate=1e-3, warmup_steps=200, b2=0.98, weight_decay=0.05, average=0.998),
         checkpoint=Checkpoint(every=1000),
@@ -55,7 +55,7 @@ def experiment() -> Experiment:
             Questions(part="question", name="question"),
             Questions(part="read", name="read"),
         ),
-        evaluate_every=4000,
+        evaluate_every=3500,
         data_threads=1,
     )
 

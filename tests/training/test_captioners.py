@@ -15,7 +15,7 @@ from jmm.parts.transformer import TransformerConfig
 from tests.training.runs import program, tiny
 
 # One layer: compiling is nearly all that this does.
-STACK = TransformerConfig(16, 1, 2, 32)
+STACK = TransformerConfig(16, 1, 2, 32, dropout=0.1)
 SYSTEMS = {
     "coca": coca.Config(
         vit.ImageTower(STACK, (16, 16), patch_size=8, channels=1, stages=(1, 1), stage_width=4, pool="none"),

@@ -8,10 +8,9 @@ import numpy as np
 import pytest
 
 from data_pipelines.digits import Digits
-from data_pipelines.tokenizer import ByteTokenizer
 from jmm.errors import UserError
 from jmm.experiment import MeshShape, Optimizer
-from jmm.models import coca, vit
+from jmm.models import vit
 from jmm.parts.transformer import TransformerConfig
 from jmm.training.optimizer import merge, split
 from tests.training.runs import program, run_steps, tiny
@@ -33,30 +32,6 @@ def alone():
 def test_any_mesh_gives_the_same_losses(alone, shape, devices):
     _, losses = run_steps(program(tiny(steps=30), shape, devices), 30)
     np.testing.assert_allclose(losses, alone[1], rtol=1e-5)
-
-
-STACK = TransformerConfig(16, 2, 2, 32, dropout=0.1)
-CAPTIONERS = {
-    "coca": coca.Config(
-        vit.ImageTower(STACK, (16, 16), patch_size=8, channels=1, pool="none"),
-        STACK,
-        replace(STACK, cross_attention=True),
-        ByteTokenizer.vocab_size,
-        context_length=44,
-        embed_dim=16,
-        num_queries=8,
-        pool_heads=2,
-    ),
-}
-
-
-@pytest.mark.parametrize("name", CAPTIONERS)
-def test_a_captioner_has_the_same_losses_on_any_mesh(name):
-    config = tiny(model=CAPTIONERS[name], steps=10, evaluations=())
-    _, alone = run_steps(program(config, MeshShape(), 1), 10)
-    for shape in (MeshShape(data=8), MeshShape(data=1, fsdp=2, tensor=2, sequence=2)):
-        _, losses = run_steps(program(config, shape, 8), 10)
-        np.testing.assert_allclose(losses, alone, rtol=1e-5, err_msg=str(shape))
 
 
 def test_the_loss_falls(alone):
