@@ -1,6 +1,12 @@
 """SimVLM on drawn scenes, entirely offline: it captions scenes whose combinations it has never seen.
 
-jmm train experiments/simvlm_scenes.py --workdir runs/simvlm_scenes
+    GLIBC_TUNABLES=glibc.malloc.hugetlb=1 jmm train experiments/simvlm_scenes.py --workdir runs/simvlm_scenes
+
+On two CPU cores, 16 minutes in all, beside some tests in the first five (2026-11-21; jax 0.10.2, one seed), with 400
+held-out scenes, of which a fifth carry a word:
+
+    step   1000  captions/exact 0.7450  bleu4 0.9489  cider 9.2141
+    step   2000  captions/exact 0.9575  bleu4 0.9927  cider 9.8999
 """
 
 from dataclasses import replace
