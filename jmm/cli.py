@@ -3,6 +3,7 @@ model on the user's own files are in `jmm.commands`."""
 
 import argparse
 import json
+import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -35,7 +36,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"jmm {options.command}: interrupted", file=sys.stderr)
         return 130
     text = result.pop("text")
-    print(json.dumps(result) if options.json else text)
+    try:
+        print(json.dumps(result) if options.json else text, flush=True)
+    except BrokenPipeError:
+        # Whoever reads has enough (`jmm search … | head`); nothing is left for Python to flush as it ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
 

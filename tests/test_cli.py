@@ -67,6 +67,16 @@ def test_as_a_module():
     assert done.stderr == f"jmm zoo: there is no system nope; there are {SYSTEMS}\n"
 
 
+def test_a_reader_may_have_enough():
+    process = subprocess.Popen(
+        [sys.executable, "-m", "jmm", "zoo"], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    with process:
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 0
+
+
 def test_version(capsys):
     assert jmm(capsys, "--version") == (0, "jmm 0.1.0\n", "")
 
