@@ -4,6 +4,10 @@
 
 Every task of the paper's mixture is a prompt (Chen et al. 2022, section 3.2): alt-text, split caption, reading,
 questions, the list of objects, which of several are there, and spans left out of a text without a picture.
+
+On two CPU cores after 3,150 of the 6,300 steps, 12 minutes (2026-11-21; jax 0.10.2, one seed; not trained to the end
+yet), with 400 held-out scenes a task: captions exact 0.86 in English, 0.72 in German and 0.715 in Russian, words read
+0.8675, questions answered 0.56.
 """
 
 from collections.abc import Mapping
@@ -34,17 +38,18 @@ TASKS = {
 
 SHARES = {
     "caption_en": 6.0,
-    "caption_de": 3.5,
-    "caption_ru": 3.5,
-    "question": 2.0,
-    "read": 3.0,
+    "caption_de": 3.0,
+    "caption_ru": 3.0,
+    "question": 5.0,
+    "read": 2.5,
     "objects": 2.0,
-    "object_question": 0.5,
+    "object_question": 1.0,
     "split_caption": 0.5,
     "span": 0.5,
 }
 """Of the examples. English has more captions, as on the web: with equal shares it had not begun to look at the pictures
-after 850 steps, when with more English it had. Answers are few words, and hardly any are learnt before captions are."""
+after 850 steps, when with more English it had. Answers are learnt behind captions: their loss began to fall when that of
+captions was below 0.1, with three times as many questions no sooner."""
 
 SHAPE = {"text_length": 40, "target_length": 34, "image_optional": True}
 """Of all batches."""
@@ -53,12 +58,12 @@ WIDTH = 128
 
 
 def experiment() -> Experiment:
-    """A PaLI of 1.6 million parameters: two layers see, two read, three write."""
+    """A PaLI of 1.6 million parameters: one layer sees, three read, three write."""
     return Experiment(
         name="pali_scenes",
         model=system(),
         data=mixture(SHARES),
-        steps=2700,
+        steps=6300,
         batch_size=32,
         optimizer=Optimizer(learning_rate=1e-3, warmup_steps=200, b2=0.98, weight_decay=0.05, average=0.998),
         checkpoint=Checkpoint(every=1000),
@@ -67,7 +72,7 @@ def experiment() -> Experiment:
             Questions(part="question", name="question"),
             Questions(part="read", name="read"),
         ),
-        evaluate_every=0,
+        evaluate_every=3150,
         data_threads=1,
     )
 
@@ -79,8 +84,8 @@ def mixture(shares: Mapping[str, float]) -> Mixture:
 
 def system() -> pali.Config:
     """The image encoder and the language model, of one width."""
-    seeing = TransformerConfig(WIDTH, 2, 4, 3 * WIDTH, activation="gelu_tanh", scan=False)
-    language = encoder_decoder.t5(WIDTH, 2, 4, 3 * WIDTH)
+    seeing = TransformerConfig(WIDTH, 1, 4, 3 * WIDTH, activation="gelu_tanh", scan=False)
+    language = encoder_decoder.t5(WIDTH, 3, 4, 3 * WIDTH)
     # T5's scales go with its optimizer, whose steps are relative to the size of each matrix.
     reading = replace(language.encoder, head_dim=None, attention_scale=None, scan=False)
     return pali.Config(

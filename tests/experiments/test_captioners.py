@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from data_pipelines.mixture import task_names
 from jmm.overrides import read_experiment_file
 from jmm.training.loop import train
 
@@ -25,12 +24,6 @@ def test_a_hundredth_of_the_training_is_a_beginning(name, tmp_path):
     assert losses[-1] < 0.6 * losses[0]
     scores = {figure.rsplit("/", 1)[1]: value for figure, value in outcome.figures.items() if "eval/" in figure}
     assert scores.keys() == {"exact", "bleu4", "cider"} and 0 <= scores["bleu4"] <= 1
-
-
-def test_both_stages_of_pali_have_the_same_tasks():
-    first, second = (read_experiment_file(EXPERIMENTS / f"pali_scenes{stage}.py") for stage in ("", "_questions"))
-    assert second.model == first.model and task_names(second.data) == task_names(first.data)
-    assert second.seed != first.seed, "or the examples would be those of the first stage once more"
 
 
 def lines(folder):
