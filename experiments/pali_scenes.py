@@ -48,8 +48,8 @@ SHARES = {
     "span": 0.5,
 }
 """Of the examples. English has more captions, as on the web: with equal shares it had not begun to look at the pictures
-after 850 steps, when with more English it had. Answers are learnt behind captions: their loss began to fall when that of
-captions was below 0.1, with three times as many questions no sooner."""
+after 850 steps, when with more English it had. Answers are learnt behind captions: their loss began to fall when that
+of captions was below 0.1, and with three times as many questions no sooner."""
 
 SHAPE = {"text_length": 40, "target_length": 34, "image_optional": True}
 """Of all batches."""
