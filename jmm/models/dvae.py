@@ -20,7 +20,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from jmm.errors import UserError
-from jmm.objectives.quantization import code_use, divergence_from_uniform, logit_laplace
+from jmm.objectives.quantization import code_use, divergence_from_uniform, half_cosine, logit_laplace
 from jmm.parts.autoencoder import Conv, doubled
 from jmm.parts.quantizers import gumbel_softmax
 from jmm.protocol import Batch, Loss, Outputs, Variables
@@ -81,13 +81,13 @@ class Config:
         steps = variables["annealing"]["steps"]
         image = mapped(batch["image"])
         logits = apply(variables, batch["image"], method="encode_logits")
-        temperature = 1 + (self.temperature - 1) * _half_cosine(steps, self.temperature_steps)
+        temperature = 1 + (self.temperature - 1) * half_cosine(steps, self.temperature_steps)
         noise = jax.random.gumbel(rngs["dropout"], logits.shape)
         stats = apply(variables, gumbel_softmax(logits, noise, temperature), method="decode_weights")
         mean, log_scale = jnp.split(stats, 2, axis=-1)
         reconstruction = logit_laplace(image, mean, log_scale).mean()
         divergence = divergence_from_uniform(logits)
-        weight = self.kl_weight * _half_cosine(steps, self.kl_steps) / (self.stride**2 * self.channels)
+        weight = self.kl_weight * half_cosine(steps, self.kl_steps) / (self.stride**2 * self.channels)
         value = reconstruction + weight * divergence
         metrics = {
             "loss": value,
@@ -107,10 +107,6 @@ def mapped(image: Float[Array, "*B"]) -> Float[Array, "*B"]:
 def unmapped(mean: Float[Array, "*B"]) -> Float[Array, "*B"]:
     """The image [-1, 1] that a mean of the likelihood says."""
     return 2 * jnp.clip((jax.nn.sigmoid(mean) - EDGE) / (1 - 2 * EDGE), 0, 1) - 1
-
-
-def _half_cosine(steps: Int[Array, ""], whole: int) -> Float[Array, ""]:
-    return (1 - jnp.cos(jnp.pi * jnp.clip(steps / whole, 0, 1))) / 2
 
 
 class Block(nn.Module):

@@ -48,3 +48,8 @@ def logit_laplace(x: Float[Array, "*B"], mean: Float[Array, "*B"], log_scale: Fl
     """
     distance = jnp.abs(jnp.log(x) - jnp.log1p(-x) - mean)
     return distance * jnp.exp(-log_scale) + log_scale + jnp.log(2 * x * (1 - x))
+
+
+def half_cosine(steps: Int[Array, ""], whole: int) -> Float[Array, ""]:
+    """From 0 to 1 in `whole` steps along half a cosine, and then 1: how temperatures and weights are annealed."""
+    return (1 - jnp.cos(jnp.pi * jnp.clip(steps / whole, 0, 1))) / 2

@@ -1,9 +1,10 @@
 """The convolutional encoder and decoder of VQGAN (Esser et al. 2021, appendix A, table 7): residual blocks with group
 norms, levels that halve the grid, and attention on the coarse ones.
 
-    image [B, H, W, C] → Encoder → [B, h, w, Z] → … → Decoder → [B, H, W, C],    h = H / 2^(levels − 1)
+    image [B, H, W, C] → Encoder → [B, h, w, Z] → … → Decoder → [B, H, W, D] → Conv → image,    h = H / 2^(levels − 1)
 
-A decoder may be shown the codes again in each of its norms (MoVQ, Zheng et al. 2022, section 3.2).
+A decoder may be shown the codes again in each of its norms (MoVQ, Zheng et al. 2022, section 3.2). The convolution that
+makes the image of what it gives stands apart, because losses are balanced by their gradients at its kernel.
 """
 
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from jaxtyping import Array, Float
 
 from jmm.parts.attention import MultiHeadAttention
 
-Codes = Float[Array, "B _ _ Z"] | None
+Codes = Float[Array, "B _ _ E"] | None
 """What modulates the norms of a decoder; None: nothing does."""
 
 
@@ -148,10 +149,9 @@ class _Levels(nn.Module):
         x = GridAttention(groups, self.dtype, name="middle_attention")(x, codes)
         return GridBlock(width, groups, self.config.dropout, self.dtype, name="middle2_block")(x, codes, train)
 
-    def last(self, x: jax.Array, width: int, codes: Codes) -> jax.Array:
-        """The last norm and convolution."""
-        x = nn.swish(GridNorm(self.config.groups, self.dtype, name="norm")(x, codes))
-        return Conv(width, dtype=self.dtype, name="last")(x)
+    def normed(self, x: jax.Array, codes: Codes) -> jax.Array:
+        """After the last norm."""
+        return nn.swish(GridNorm(self.config.groups, self.dtype, name="norm")(x, codes))
 
 
 class Encoder(_Levels):
@@ -166,16 +166,15 @@ class Encoder(_Levels):
                 x = self.block(x, level, f"level{level}_{index}", None, train)
             if level + 1 < len(config.multipliers):
                 x = Halve(self.dtype, name=f"level{level}_halve")(x)
-        return self.last(self.middle(x, None, train), config.latent, None)
+        x = self.normed(self.middle(x, None, train), None)
+        return Conv(config.latent, dtype=self.dtype, name="last")(x)
 
 
 class Decoder(_Levels):
-    """A grid of vectors to images."""
-
-    channels: int = 3
+    """A grid of vectors to the features of images."""
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B h w Z"], codes: Codes = None, train: bool = False) -> Float[Array, "B H W C"]:
+    def __call__(self, x: Float[Array, "B h w Z"], codes: Codes = None, train: bool = False) -> Float[Array, "B H W D"]:
         config = self.config
         x = Conv(config.width * config.multipliers[-1], dtype=self.dtype, name="first")(x)
         x = self.middle(x, codes, train)
@@ -184,7 +183,7 @@ class Decoder(_Levels):
                 x = self.block(x, level, f"level{level}_{index}", codes, train)
             if level:
                 x = Conv(x.shape[-1], dtype=self.dtype, name=f"level{level}_double")(doubled(x))
-        return self.last(x, self.channels, codes)
+        return self.normed(x, codes)
 
 
 def doubled(x: Float[Array, "B H W C"]) -> Float[Array, "B 2*H 2*W C"]:

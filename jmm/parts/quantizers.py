@@ -136,6 +136,11 @@ class MovingAverageQuantizer(nn.Module):
                 book.value = restart(book.value, x, self.make_rng("codes"), self.restart_below)
         return Quantized(codes[ids], ids)
 
+    def look_up(self, ids: Int[Array, "*B"]) -> Float[Array, "*B D"]:
+        """The codes of ids."""
+        book: Codebook = self.get_variable("codebook", "book")
+        return book.codes[ids]
+
     def _start(self, shape: tuple[int, int]) -> Codebook:
         codes = jax.random.normal(self.make_rng("params"), shape)
         return Codebook(unit(codes) if self.unit_length else codes, jnp.zeros(shape[0]))
@@ -153,7 +158,10 @@ class GumbelQuantizer(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "*B D"], noise: Float[Array, "*B G K"] | None = None, temperature: float = 1.0
+        self,
+        x: Float[Array, "*B D"],
+        noise: Float[Array, "*B G K"] | None = None,
+        temperature: float | Float[Array, ""] = 1.0,
     ) -> tuple[Float[Array, "*B E"], Int[Array, "*B G"], Float[Array, "*B G K"]]:
         """Vectors, ids and logits: the most probable codes, or with Gumbel noise a draw that gradients pass.
 
@@ -174,6 +182,11 @@ class GumbelQuantizer(nn.Module):
             weights = gumbel_softmax(logits, noise, temperature, hard=True)
         vectors = jnp.einsum("...gk,gkd->...gd", weights, codes)
         return vectors.reshape(*x.shape[:-1], self.width), ids, logits
+
+    def look_up(self, ids: Int[Array, "*B G"]) -> Float[Array, "*B E"]:
+        """The codes of ids."""
+        codes: jax.Array = self.get_variable("params", "codes")
+        return codes[jnp.arange(self.groups), ids].reshape(*ids.shape[:-1], self.width)
 
 
 def _even(key: PRNGKeyArray, shape: tuple[int, int]) -> Float[Array, "K D"]:
