@@ -36,7 +36,7 @@ class Evaluation(Protocol):
 
 @dataclass(frozen=True)
 class Optimizer:
-    """AdamW (Loshchilov & Hutter 2019) with a schedule, and what is done to gradients and weights around it."""
+    """AdamW (Loshchilov & Hutter 2019), and Muon where asked for, with a schedule, and what is done around it."""
 
     learning_rate: float = 1e-3
     """The highest rate, reached at the end of the warm-up."""
@@ -57,6 +57,9 @@ class Optimizer:
     decay: tuple[str, ...] = ("kernel$",)
     """Patterns (regular expressions, searched in paths such as `text/encoder/blocks/mlp/up/kernel`) of the
     parameters that decay: matrices, not biases, norms, positions or temperatures."""
+    muon: tuple[str, ...] = ()
+    """Patterns of the kernels that Muon moves (Jordan et al. 2024) instead of AdamW, such as `blocks/.*kernel$`: steps
+    cost more and small transformers need fewer of them. Not for embeddings, heads and first layers."""
     clip_norm: float | None = 1.0
     """Largest global norm of the gradient; None does not clip."""
     accumulate: int = 1

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from jmm.distributed.sharding import replicated, tree_shardings
 from jmm.experiment import Experiment
 from jmm.protocol import inputs_of
-from jmm.training.optimizer import check_patterns, merge, split
+from jmm.training.optimizer import check_kernels, check_patterns, merge, split
 
 
 class TrainState(struct.PyTreeNode):
@@ -69,8 +69,9 @@ def abstract_state(
       UserError: a pattern that no parameter matches.
     """
     state = jax.eval_shape(lambda: init_state(experiment, module, tx))
-    for field in ("freeze", "decay"):
+    for field in ("freeze", "decay", "muon"):
         check_patterns(state.params, f"optimizer.{field}", getattr(experiment.optimizer, field))
+    check_kernels(state.params, "optimizer.muon", experiment.optimizer.muon)
     check_patterns(state.params, "fresh", experiment.fresh)
     shardings = tree_shardings(state, mesh).replace(step=replicated(mesh), key=replicated(mesh))
     return state, shardings

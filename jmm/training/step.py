@@ -113,8 +113,8 @@ def check_fields(experiment: Experiment) -> None:
     if experiment.fresh and not experiment.initial:
         raise UserError("fresh says what does not come from initial, and initial is empty: all weights are random")
     check_expressions("fresh", experiment.fresh)
-    check_expressions("optimizer.freeze", optimizer.freeze)
-    check_expressions("optimizer.decay", optimizer.decay)
+    for field in ("freeze", "decay", "muon"):
+        check_expressions(f"optimizer.{field}", getattr(optimizer, field))
 
 
 def make_step(experiment: Experiment, module: nn.Module, tx: optax.GradientTransformation) -> StepFunction:

@@ -121,7 +121,7 @@ def test_frozen_parameters_take_no_optimizer_memory():
     assert bytes_of(part.opt_state) < 2 * (bytes_of(part.params) - frozen) + 64
 
 
-@pytest.mark.parametrize("field", ["freeze", "decay"])
+@pytest.mark.parametrize("field", ["freeze", "decay", "muon"])
 @pytest.mark.parametrize(("pattern", "message"), [("imagee/", "matches no parameter"), ("(", "no regular expression")])
 def test_bad_patterns_are_named(field, pattern, message):
     with pytest.raises(UserError, match=rf"optimizer\.{field}: .*{message}"):
@@ -161,3 +161,75 @@ def test_steps_equal_torch_adamw():
         ours = optax.apply_updates(ours, moves)
         # float32 rounding of values of at most 3
         np.testing.assert_allclose(ours["kernel"], theirs.detach().numpy(), rtol=0, atol=1e-6)
+
+
+def kernels(rng):
+    """A stack of two blocks, as flax keeps it, and the matrix that each kernel of the second block is."""
+    shapes = {"query": (2, 6, 2, 4), "out": (2, 2, 4, 6), "up": (2, 6, 12)}
+    found = {name: {"kernel": rng.standard_normal(shape).astype(np.float32)} for name, shape in shapes.items()}
+    matrices = {"query": (6, 8), "out": (8, 6), "up": (6, 12)}
+    return {"blocks": found}, lambda tree, name: np.asarray(tree["blocks"][name]["kernel"][1]).reshape(matrices[name])
+
+
+MUON = ("blocks/.*kernel$",)
+
+
+@pytest.mark.parametrize("name", ["query", "out", "up"])
+def test_muon_turns_the_singular_values_of_each_kernel_to_about_one(name):
+    params, matrix = kernels(np.random.default_rng(0))
+    config = Optimizer(0.5, "constant", muon=MUON, clip_norm=None)
+    update = matrix(updates(config, params, params), name) / (-0.5 * 0.2 * math.sqrt(max(matrix(params, name).shape)))
+    left, _, right = np.linalg.svd(matrix(params, name), full_matrices=False)
+    turned = left.T @ update @ right.T
+    np.testing.assert_allclose(turned, np.diag(np.diag(turned)), atol=1e-5)
+    assert ((np.diag(turned) > 0.6) & (np.diag(turned) < 1.3)).all(), np.diag(turned)
+
+
+def test_steps_equal_torch_muon(monkeypatch):
+    # They compute in bfloat16, whatever they are given.
+    monkeypatch.setattr(torch.Tensor, "bfloat16", torch.Tensor.float)
+    rng = np.random.default_rng(0)
+    params, matrix = kernels(rng)
+    theirs = {name: torch.nn.Parameter(torch.tensor(matrix(params, name))) for name in params["blocks"]}
+    muon = torch.optim.Muon(theirs.values(), lr=0.01, weight_decay=0.2, adjust_lr_fn="match_rms_adamw")
+    tx = make_optimizer(Optimizer(0.01, "constant", weight_decay=0.2, muon=MUON, clip_norm=None), 1000)
+    state, update = tx.init(params), jax.jit(tx.update)
+    # Their mean of gradients starts from zero and ours is corrected for that: after 300 steps both are one.
+    for _ in range(301):
+        gradient = kernels(rng)[0]
+        before = {name: each.detach().clone().numpy() for name, each in theirs.items()}
+        for name, each in theirs.items():
+            each.grad = torch.tensor(matrix(gradient, name))
+        muon.step()
+        for name, stack in params["blocks"].items():
+            stack["kernel"][1] = before[name].reshape(stack["kernel"].shape[1:])
+        moves, state = update(gradient, state, params)
+    for name, each in theirs.items():
+        moved = each.detach().numpy() - before[name]
+        np.testing.assert_allclose(matrix(moves, name), moved, rtol=0, atol=1e-4 * np.abs(moved).max())
+
+
+def test_muon_leaves_the_rest_to_adamw():
+    gradient = jax.tree.map(jnp.ones_like, PARAMS)
+    alone, mixed = (updates(Optimizer(muon=muon), gradient) for muon in ((), ("dense/kernel$",)))
+    assert not np.allclose(alone["image"]["dense"].pop("kernel"), mixed["image"]["dense"].pop("kernel"))
+    jax.tree.map(np.testing.assert_array_equal, alone, mixed)
+
+
+@pytest.mark.parametrize("clip", [None, 1.0])
+def test_the_state_without_muon_is_that_of_adamw(clip):
+    """In its structure too: checkpoints hold it by that."""
+    adamw = optax.adamw(1e-3, mask=lambda params: jax.tree.map(lambda _: True, params))
+    expected = adamw if clip is None else optax.chain(optax.clip_by_global_norm(clip), adamw)
+    found = make_optimizer(Optimizer(schedule="constant", clip_norm=clip), 100).init(PARAMS)
+
+    def names(state):
+        return [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(state)]
+
+    kept = [name for name in names(found) if not name.endswith(".count")]
+    assert kept == [name for name in names(expected.init(PARAMS)) if not name.endswith(".count")]
+
+
+def test_muon_moves_kernels_only():
+    with pytest.raises(UserError, match=r"optimizer\.muon is for kernels, and matches .*(scale|bias|embedding)"):
+        build(with_optimizer(muon=("^text/",)))
