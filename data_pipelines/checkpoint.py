@@ -31,11 +31,12 @@ PROCESSORS = {
     "CLIP": Processor(True, "bicubic", CLIP_MEAN, CLIP_STD),
     "Siglip": Processor(False, "bicubic", HALF, HALF),
     "ViT": Processor(False, "bilinear", HALF, HALF),
+    "Vae": Processor(False, "lanczos", (0.5,), (0.5,)),
 }
 """By the beginning of their names."""
 
-MODEL_PROCESSORS = {"clip": "CLIP", "paligemma": "Siglip", "siglip": "Siglip", "vit": "ViT"}
-"""Those of a `model_type`, where no file names one."""
+MODEL_PROCESSORS = {"clip": "CLIP", "paligemma": "Siglip", "siglip": "Siglip", "vit": "ViT", "VQModel": "Vae"}
+"""Those of a `model_type`, or of a class of diffusers, where no file names one."""
 
 POSITIONS = {
     **{"bart": 1024, "bert": 512, "clip": 77, "gpt2": 1024, "llama": 2048, "mt5": 512, "opt": 2048},
@@ -87,7 +88,8 @@ def image_settings(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(values, dict):
         values = read_object(folder / "preprocessor_config.json")
     name = values.get("image_processor_type") or values.get("feature_extractor_type")
-    kind = MODEL_PROCESSORS.get(str(config.get("model_type")), "") if name is None else _short(name)
+    model_type = str(config.get("model_type", config.get("_class_name")))
+    kind = MODEL_PROCESSORS.get(model_type, "") if name is None else _short(name)
     if not kind and not values:
         return {}
     if kind not in PROCESSORS:
@@ -97,7 +99,8 @@ def image_settings(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
     scale = values.get("rescale_factor", 1 / 255) if _flag(values, "do_rescale", True) else 1.0
     if not isinstance(scale, float | int) or scale <= 0:
         raise UserError(f"rescale_factor of the image processor is {scale!r}; it must be a positive number")
-    trained, channels = sides(_vision(config, "image_size", 224), "image_size in config.json"), _channels(config)
+    size = _vision(config, "image_size", config.get("sample_size", 224))
+    trained, channels = sides(size, "image_size in config.json"), _channels(config)
     return {
         **_geometry(values, usual, trained),
         "resample": _resample(values.get("resample"), usual.resample),
@@ -202,7 +205,7 @@ def _vision(config: Mapping[str, Any], name: str, default: Any) -> Any:
 
 
 def _channels(config: Mapping[str, Any]) -> int:
-    channels: Any = _vision(config, "num_channels", 3)
+    channels: Any = _vision(config, "num_channels", config.get("in_channels", 3))
     if not _is_size(channels):
         raise UserError(f"num_channels in config.json is {channels!r}; it must be a positive whole number")
     return int(channels)

@@ -4,13 +4,18 @@ from collections.abc import Mapping
 from typing import Any
 
 from jmm.errors import UserError
-from jmm.interop import clip, decoder, encoder, encoder_decoder, open_clip, paligemma, vit
+from jmm.interop import clip, decoder, encoder, encoder_decoder, open_clip, paligemma, vit, vqmodel
 from jmm.interop.family import Family, write_config
 
-MODULES = (vit, clip, open_clip, encoder, decoder, encoder_decoder, paligemma)
+MODULES = (vit, clip, open_clip, encoder, decoder, encoder_decoder, paligemma, vqmodel)
 
 FAMILIES = {family.model_type: family for module in MODULES for family in module.FAMILIES}
-"""By the `model_type` of their config.json."""
+"""By the `model_type` of their config.json, or with diffusers its `_class_name`."""
+
+
+def model_type_of(config_json: Mapping[str, Any]) -> Any:
+    """What a parsed config.json calls its family; None where it says nothing."""
+    return config_json.get("model_type", config_json.get("_class_name"))
 
 
 def family_of(config_json: Mapping[str, Any]) -> Family:
@@ -19,7 +24,7 @@ def family_of(config_json: Mapping[str, Any]) -> Family:
     Raises:
       UserError: it is none of ours, naming those that are.
     """
-    model_type = config_json.get("model_type")
+    model_type = model_type_of(config_json)
     if not isinstance(model_type, str) or model_type not in FAMILIES:
         known = ", ".join(FAMILIES)
         raise UserError(f"model_type in config.json is {model_type!r}, which is not supported; {known} are")

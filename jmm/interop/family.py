@@ -22,7 +22,7 @@ class Family:
     """One `model_type`: how its config.json and its tensors become ours, and back."""
 
     model_type: str
-    """In their config.json."""
+    """In their config.json; diffusers says `_class_name`."""
     architectures: tuple[str, ...]
     """Their classes whose weights are read."""
     config: type | tuple[type, ...]
@@ -148,7 +148,10 @@ def export_family(
     return export_tensors(family.table(config), variables, names)
 
 
-LOSS_ALONE = {"label_smoothing", "equal_captions", "contrastive_weight", "captioning_weight"}
+LOSS_ALONE = {
+    *("label_smoothing", "equal_captions", "contrastive_weight", "captioning_weight"),
+    *("beta", "weighted", "distance"),
+}
 """Fields of our configs that change no output."""
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jmm.errors import UserError
-from jmm.interop.families import FAMILIES, family_for, family_of
+from jmm.interop.families import FAMILIES, family_for, family_of, model_type_of
 from jmm.interop.family import Family, Renamed, abstract, plain, read_config, write_config
 from jmm.interop.pickled import open_pickle
 from jmm.interop.placing import place
@@ -72,7 +72,7 @@ class Origin:
         try:
             config_json, names = described["config_json"], described["names"]
             dtypes = {name: np.dtype(dtype) for name, dtype in described["dtypes"].items()}
-            family = next((each for each in OWN_FILES if "model_type" not in config_json), None)
+            family = next((each for each in OWN_FILES if model_type_of(config_json) is None), None)
             config = from_json(described["config"], "origin.config")
             return cls(folder, family or family_of(config_json), config, config_json, names, dtypes)
         except (KeyError, TypeError, AttributeError) as error:
@@ -145,7 +145,7 @@ def write_folder_of(
     widest = max(
         (each for each in types.values() if jnp.issubdtype(each, jnp.floating)), key=lambda each: each.itemsize
     )
-    if family.config_file == CONFIG and (dtype is not None or not (origin and origin.dtypes)):
+    if "model_type" in written and (dtype is not None or not (origin and origin.dtypes)):
         written |= {"dtype": widest.name}
         written.pop("torch_dtype", None)  # what transformers 4 called it
     (folder / family.config_file).write_text(json.dumps(written, indent=2, sort_keys=True) + "\n", encoding="utf-8")
