@@ -113,7 +113,9 @@ def test_groups_of_codes_equal_those_of_wav2vec():
         num_codevectors_per_group=7,
         codevector_dim=12,
     )
-    theirs = perturbed_layer(Wav2Vec2GumbelVectorQuantizer(config))
+    layer = Wav2Vec2GumbelVectorQuantizer(config)
+    torch.nn.init.uniform_(layer.codevectors)  # which the layer leaves to the memory that it finds
+    theirs = perturbed_layer(layer)
     projection, codes = linear(theirs.weight_proj), jnp.asarray(theirs.codevectors.detach().float())
     quantizer = GumbelQuantizer(7, 12, groups=3)
     x = noise(2, 5, 20)
