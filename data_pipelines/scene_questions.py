@@ -89,18 +89,17 @@ class Asker:
     kept_out_too: bool
     """Whether questions may name combinations that training never sees. Those of training name none, not even to deny
     it: there the answer would always be no."""
+    kinds: tuple[str, ...] = KINDS
+    """Of the questions."""
 
-    def ask(self, kinds: Sequence[str] = KINDS) -> Question:
-        """A question of one of these kinds, each as likely as the others as far as the scene allows it.
-
-        Raises:
-          ValueError: none of them can be asked of this scene.
-        """
-        for kind in self.dice.shuffled(kinds):
+    def ask(self) -> Question:
+        """A question of one of the kinds, each as likely as the others as far as the scene allows it; where it allows
+        none of them, whether an object is there."""
+        for kind in self.dice.shuffled(self.kinds):
             question = ASK[kind](self)
             if question:
                 return question
-        raise ValueError(f"no question of {', '.join(kinds)} can be asked of this scene")
+        return self.exist()
 
     def exist(self) -> Question:
         """Half the objects asked for are there; most of the others share colour or shape with one that is."""

@@ -23,7 +23,7 @@ from data_pipelines.scene_grammar import (
     predicate,
     what_shape,
 )
-from data_pipelines.scene_questions import TEMPLATES, YES_NO, Asker
+from data_pipelines.scene_questions import KINDS, TEMPLATES, YES_NO, Asker
 from data_pipelines.scene_world import COLOURS, SHAPES, Dice, Scene
 from data_pipelines.words import SIGNS
 
@@ -65,11 +65,13 @@ CASES: dict[Language, tuple[tuple[Case, Article], ...]] = {
 Fields = dict[str, Any]
 
 
-def fields(task: Task, scene: Scene, dice: Dice, language: Language, kept_out_too: bool) -> Fields:
+def fields(
+    task: Task, scene: Scene, dice: Dice, language: Language, kept_out_too: bool, kinds: tuple[str, ...] = KINDS
+) -> Fields:
     """The texts of an example: `caption` alone, or `prompt`, `answer`, all right `answers`, and their `kind`."""
     if task in ("caption", "text_alone"):
         return {"caption": caption(scene, language)}
-    kind, prompt, answer = PROMPTS[task](Asker(scene, dice, language, kept_out_too))
+    kind, prompt, answer = PROMPTS[task](Asker(scene, dice, language, kept_out_too, kinds))
     return {"prompt": prompt, "answer": answer, "answers": (answer,), "kind": kind}
 
 

@@ -20,6 +20,7 @@ from data_pipelines.preprocess import Preprocess
 from data_pipelines.protocol import Example, Source, Split
 from data_pipelines.scene_drawing import draw
 from data_pipelines.scene_grammar import LANGUAGES, Language
+from data_pipelines.scene_questions import KINDS
 from data_pipelines.scene_tasks import ASK, DESCRIBE, WITHOUT_IMAGE, Task, fields, vocabulary
 from data_pipelines.scene_world import Dice, Scene, draw_scene
 from data_pipelines.words import WordTokenizer
@@ -41,6 +42,8 @@ class Scenes:
     caption without a picture."""
     language: Language = "en"
     """Of captions, questions and answers."""
+    kinds: tuple[str, ...] = KINDS
+    """Of questions; where a scene allows none of them, it is asked whether an object exists."""
     image_size: int = 64
     """Side of the picture."""
     text_length: int = 48
@@ -62,6 +65,8 @@ class Scenes:
         """Raises UserError for a value out of its range."""
         if self.task not in get_args(Task) or self.language not in LANGUAGES:
             raise UserError(f"scenes have no task {self.task!r} in {self.language!r}")
+        if not self.kinds or not set(self.kinds) <= set(KINDS):
+            raise UserError(f"kinds of questions about scenes are {', '.join(KINDS)}, not {self.kinds}")
         if self.image_size < SMALLEST:
             raise UserError(f"the image_size of scenes must be at least {SMALLEST}, not {self.image_size}")
         if not 0 <= self.words <= 1:
@@ -112,7 +117,8 @@ class SceneSource:
         if self.data.task not in WITHOUT_IMAGE:
             example["image"], scene = draw(scene, self.data.image_size)
             example["box"] = boxes(scene)
-        return example | {"scene": scene} | fields(self.data.task, scene, dice, self.data.language, held_out)
+        texts = fields(self.data.task, scene, dice, self.data.language, held_out, self.data.kinds)
+        return example | {"scene": scene} | texts
 
 
 def boxes(scene: Scene) -> list[tuple[str, tuple[float, float, float, float]]]:

@@ -91,6 +91,13 @@ def test_share_of_words():
         assert word_kept_out(example["answer"])
 
 
+def test_kinds_of_questions():
+    source = replace(SMALL, task="question", kinds=("colour", "size")).source("train")
+    kinds = [source[i]["kind"] for i in range(60)]
+    assert set(kinds) == {"colour", "size"}
+    assert 15 < kinds.count("colour") < 45
+
+
 def test_arrays_are_what_a_model_reads():
     _, arrays = held_out(SMALL)
     assert {name: (each.shape, each.dtype) for name, each in arrays.items()} == {
@@ -171,6 +178,8 @@ def test_another_process_makes_the_same_examples():
         ("language", "fr", "'fr'"),
         ("image_size", 32, "image_size of scenes must be at least 48, not 32"),
         ("words", 1.5, "from 0 to 1, not 1.5"),
+        ("kinds", ("colour", "taste"), "kinds of questions about scenes are exist, count, colour"),
+        ("kinds", (), "kinds of questions"),
         ("seed", -1, "at least 0"),
         ("held_out", -1, "at least 0"),
     ],
