@@ -65,7 +65,7 @@ def make_optimizer(config: Optimizer, steps: int) -> optax.GradientTransformatio
 
 
 def matrix_axes(params: Any) -> Any:
-    """Of a pytree of kernels, which of the last dimensions of each are inputs and which outputs; those before them count
+    """Of a pytree of kernels, which of the last dimensions of each are inputs and which outputs; any before them count
     layers of a stack, each a matrix of its own."""
 
     def axes(path: tuple[Any, ...], _: Any) -> contrib.MuonDimensionNumbers:
