@@ -20,6 +20,7 @@ def decode_attention(
     lengths: Int[Array, "B"],
     *,
     window: int | None = None,
+    mask: masks.Valid | None = None,
     bias: Float[Array, "#B #H S"] | None = None,
     scale: float | None = None,
     implementation: Implementation | None = None,
@@ -33,6 +34,7 @@ def decode_attention(
       k_cache, v_cache: keys and values, the newest token's among them (`store`); H is a multiple of G.
       lengths: tokens so far in each row, the newest included. A row of length 0 gives zeros.
       window: how many of the newest tokens are seen; None: all that the cache holds.
+      mask: which slots the newest token sees at all, [B or 1, S]; None: all.
       bias: added to the scaled logits of each slot.
       scale: of the logits; 1/√D unless given.
       implementation: as of `attention`.
@@ -52,6 +54,7 @@ def decode_attention(
         many = (bias.shape[0], kv_heads, group, slots)
         bias = bias.reshape(many) if bias.shape[1] == heads else jnp.broadcast_to(bias[:, :, None], many)
     seen = masks.valid(visible_slots(lengths, slots, window))
+    seen = seen if mask is None else seen & mask
     k, v = (jnp.swapaxes(cache, 1, 2) for cache in (k_cache, v_cache))
     out = attention(grouped, k, v, mask=seen, bias=bias, scale=scale, implementation=implementation)
     return out.swapaxes(1, 2).reshape(rows, heads, width)

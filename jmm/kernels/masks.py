@@ -81,6 +81,16 @@ class Mask(abc.ABC):
         seen = self.sees(queries, keys)
         return jnp.broadcast_to(seen, (seen.shape[0], q.shape[0], k.shape[0]))
 
+    def at(self, position: Int[Array, "B"], slots: int) -> Bool[Array, "B S"]:
+        """Which of the first `slots` keys one query of each row sees, that at its position. The labels are those of a
+        sequence that is at least as long."""
+        q_labels, k_labels = self.labels(slots, slots)
+        rows = jnp.arange(position.shape[0])
+        own = (label[rows if len(label) > 1 else 0, position] for label in q_labels)
+        queries = Side(position[:, None], (label[:, None] for label in own))
+        keys = Side(jnp.arange(slots)[None], (label[:, :slots] for label in k_labels))
+        return jnp.broadcast_to(self.sees(queries, keys), (position.shape[0], slots))
+
     def __and__(self, other: "Mask") -> "Mask":
         return And(self, other)
 
@@ -206,6 +216,25 @@ class Window(Mask):
 
 
 @struct.dataclass
+class Near(Mask):
+    """|q label − k label| ≤ reach, a number for each query."""
+
+    q_labels: Any
+    k_labels: Any
+    reach: Any
+
+    def labels(self, q_length: Size, k_length: Size) -> tuple[Labels, Labels]:
+        return (_int32(self.q_labels), _int32(self.reach)), (_int32(self.k_labels),)
+
+    def _sizes(self) -> tuple[list[tuple[Size, Size]], list[tuple[Size, Size]]]:
+        return [self.q_labels.shape, self.reach.shape], [self.k_labels.shape]
+
+    def sees(self, q: Side, k: Side) -> Any:
+        own, reach, other = q.label(), q.label(), k.label()
+        return (own - other <= reach) & (other - own <= reach)
+
+
+@struct.dataclass
 class Valid(Mask):
     """The key is a real token, not padding."""
 
@@ -257,6 +286,12 @@ def media(q_media: Int[Array, "B Q"], k_media: Int[Array, "B K"]) -> Mask:
 def window(width: int) -> Mask:
     """|q − k| < width."""
     return Window(width)
+
+
+def near(q_labels: Int[Array, "B Q"], k_labels: Int[Array, "B K"], reach: Int[Array, "B Q"]) -> Mask:
+    """|q label − k label| ≤ reach, each label and reach [1 or B, L]: the rows, or the columns, about a place of a
+    grid."""
+    return Near(q_labels, k_labels, reach)
 
 
 def valid(mask: Bool[jax.Array, "B N"]) -> Mask:

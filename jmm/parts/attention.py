@@ -1,5 +1,7 @@
 """Multi-head attention: self, cross and grouped-query use of the one attention core."""
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -8,7 +10,7 @@ from jaxtyping import Array, Float, Int
 
 from jmm.kernels import attention, decode_attention
 from jmm.kernels.decode import store
-from jmm.kernels.masks import Mask
+from jmm.kernels.masks import Mask, Valid
 from jmm.parts.positions import rotary
 
 
@@ -25,8 +27,8 @@ class MultiHeadAttention(nn.Module):
     `cached` is for writing token by token. The first call stores its keys and values in the Linen collection `cache`,
     [B, K, L, D], those of `x` as `key` and `value`, those of a context as `context_key` and `context_value`. In every
     call after it `x` is one new token: its keys and values are stored in the slot that its position names, and it sees
-    the slots up to there; a context is read as it was stored. Between the first call and the second the caller appends
-    slots for the new tokens.
+    the slots up to there, or of those what `masks.valid` says; a context is read as it was stored. Between the first
+    call and the second the caller appends slots for the new tokens.
     """
 
     num_heads: int
@@ -51,16 +53,16 @@ class MultiHeadAttention(nn.Module):
         cached: bool = False,
     ) -> Float[Array, "B Q O"]:
         """Raises ValueError for a width that does not divide into the heads, for rotary positions between two
-        sequences (they say nothing about each other's places), and for a new token without a position or with a
-        mask: it sees every token before it."""
+        sequences (they say nothing about each other's places), and for a new token without a position or with
+        another mask than `masks.valid`: formulas of places know one place of a query alone."""
         width = x.shape[-1]
         if self.num_heads < 1 or (self.head_dim is None and width % self.num_heads):
             raise ValueError(f"a width of {width} does not divide into {self.num_heads} heads")
         if self.rotary_base is not None and context is not None:
             raise ValueError("rotary positions are for self-attention; there is a context")
         writes = cached and context is None and self.has_variable("cache", "key")
-        if writes and (positions is None or mask is not None):
-            raise ValueError("a new token needs its position, and no mask: it sees every token before it")
+        if writes and (positions is None or not isinstance(mask, Valid | None)):
+            raise ValueError("a new token needs its position, and no mask but masks.valid over the slots")
         positions = jnp.arange(x.shape[1])[None] if positions is None else positions
         head_dim = self.head_dim or width // self.num_heads
 
@@ -71,7 +73,7 @@ class MultiHeadAttention(nn.Module):
         q = nn.with_logical_constraint(self._turned(q, positions), ("batch", "length", "heads", "head_dim"))
         k, v = self._keys_and_values(x, context, head_dim, positions, cached)
         if writes:
-            attended = self._write(q, k, v, positions, bias)
+            attended = self._write(q, k, v, positions, mask, bias)
         else:
             attended = attention(q, k, v, mask=mask, bias=bias, scale=self.scale)
         return nn.DenseGeneral(
@@ -100,16 +102,16 @@ class MultiHeadAttention(nn.Module):
         return [k, v]
 
     def _write(
-        self, q: jax.Array, k: jax.Array, v: jax.Array, positions: jax.Array, bias: jax.Array | None
+        self, q: jax.Array, k: jax.Array, v: jax.Array, positions: jax.Array, mask: Any, bias: jax.Array | None
     ) -> jax.Array:
-        """Stores the new token's keys and values, and attends to all slots up to its own."""
+        """Stores the new token's keys and values, and attends to the slots up to its own."""
         lengths = jnp.broadcast_to(positions[:, 0] + 1, q.shape[:1])
         keys = store(self.get_variable("cache", "key"), k[:, 0], lengths)
         values = store(self.get_variable("cache", "value"), v[:, 0], lengths)
         self.put_variable("cache", "key", keys)
         self.put_variable("cache", "value", values)
         of_slots = None if bias is None else bias[:, :, 0]
-        return decode_attention(q[:, 0], keys, values, lengths, bias=of_slots, scale=self.scale)[:, None]
+        return decode_attention(q[:, 0], keys, values, lengths, mask=mask, bias=of_slots, scale=self.scale)[:, None]
 
     def _turned(self, x: jax.Array, positions: jax.Array) -> jax.Array:
         return x if self.rotary_base is None else rotary(x, positions, self.rotary_base)

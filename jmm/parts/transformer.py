@@ -48,8 +48,9 @@ class TransformerConfig:
     """Gated feed-forward; with `silu` this is SwiGLU."""
     norm: NormKind = "layer"
     """LayerNorm, RMSNorm, or RMSNorm by one more than its scale (Gemma)."""
-    norm_order: Literal["pre", "post"] = "pre"
-    """Norm before each sub-layer and once at the end (pre), or after each residual sum (post)."""
+    norm_order: Literal["pre", "post", "sandwich"] = "pre"
+    """Norm before each sub-layer and once at the end (pre), after each residual sum (post), or as with pre, and another
+    on what each sub-layer gives (sandwich; Ding et al. 2021, CogView, section 2.4)."""
     norm_eps: float = 1e-6
     """Added to the variance."""
     use_bias: bool = True
@@ -150,9 +151,12 @@ class Block(nn.Module):
         cfg = self.config
         norm = make_norm(cfg.norm, cfg.norm_eps, self.dtype, norm_name)
         drop = nn.Dropout(cfg.dropout, deterministic=not train)
-        if cfg.norm_order == "pre":
-            return x + drop(sublayer(norm(x)))
-        return norm(x + drop(sublayer(x)))
+        if cfg.norm_order == "post":
+            return norm(x + drop(sublayer(x)))
+        given = sublayer(norm(x))
+        if cfg.norm_order == "sandwich":
+            given = make_norm(cfg.norm, cfg.norm_eps, self.dtype, f"{norm_name}_after")(given)
+        return x + drop(given)
 
 
 FIRST = "0"
@@ -166,14 +170,17 @@ class Layers(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B L D"], **inputs: Any) -> Float[Array, "B L D"]:
+    def __call__(
+        self, x: Float[Array, "B L D"], *, mask: Mask | None, layer_masks: Mask | None, **inputs: Any
+    ) -> Float[Array, "B L D"]:
         for layer in range(self.config.depth):
-            x = Block(self.config, self.dtype, name=str(layer))(x, **inputs)
+            own = jax.tree.map(lambda leaf, layer=layer: leaf[layer], layer_masks)
+            x = Block(self.config, self.dtype, name=str(layer))(x, mask=_both(mask, own), **inputs)
         return x
 
 
 class Transformer(nn.Module):
-    """`depth` blocks whose parameters are stacked on a leading axis, and the final norm of a pre-norm stack, unless
+    """`depth` blocks whose parameters are stacked on a leading axis, and the final norm unless norms come post or
     `final_norm` says that another takes the residual stream as it is.
 
     Applied to parameters that `unstack` has laid out one by one, it takes no slices of the stack: on a CPU a forward
@@ -185,14 +192,23 @@ class Transformer(nn.Module):
     final_norm: bool = True
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B L D"], *, train: bool = False, **inputs: Any) -> Float[Array, "B L D"]:
-        """`inputs` are those of `Block` (mask, bias, context, context_mask, positions, cached)."""
+    def __call__(
+        self,
+        x: Float[Array, "B L D"],
+        *,
+        mask: Mask | None = None,
+        layer_masks: Mask | None = None,
+        train: bool = False,
+        **inputs: Any,
+    ) -> Float[Array, "B L D"]:
+        """`inputs` are those of `Block` (bias, context, context_mask, positions, cached). Each layer sees what `mask`
+        and its own part of `layer_masks` allow, a formula whose labels have a leading axis of layers."""
         cfg = self.config
         if self.has_variable("params", "blocks") and FIRST in self.get_variable("params", "blocks"):
-            x = Layers(cfg, self.dtype, name="blocks")(x, train=train, **inputs)
+            x = Layers(cfg, self.dtype, name="blocks")(x, mask=mask, layer_masks=layer_masks, train=train, **inputs)
         else:
-            x = self._scanned(x, train, inputs)
-        if self.final_norm and cfg.norm_order == "pre":
+            x = self._scanned(x, mask, layer_masks, {"train": train, **inputs})
+        if self.final_norm and cfg.norm_order != "post":
             x = make_norm(cfg.norm, cfg.norm_eps, self.dtype, "norm")(x)
         return x
 
@@ -204,11 +220,11 @@ class Transformer(nn.Module):
         count: int = blocks.get(FIRST, blocks)["attention"]["key"].shape[-2]
         return count
 
-    def _scanned(self, x: jax.Array, train: bool, inputs: dict[str, Any]) -> jax.Array:
+    def _scanned(self, x: jax.Array, mask: Mask | None, layer_masks: Mask | None, inputs: dict[str, Any]) -> jax.Array:
         cfg = self.config
 
-        def layer(block: Block, x: jax.Array, _: None) -> tuple[jax.Array, None]:
-            return block(x, train=train, **inputs), None
+        def layer(block: Block, x: jax.Array, own: Mask | None) -> tuple[jax.Array, None]:
+            return block(x, mask=_both(mask, own), **inputs), None
 
         if cfg.remat != "none":
             layer = nn.remat(layer, policy=REMAT_POLICIES[cfg.remat], prevent_cse=not cfg.scan)
@@ -219,8 +235,12 @@ class Transformer(nn.Module):
             length=cfg.depth,
             unroll=1 if cfg.scan else cfg.depth,
         )
-        x, _ = stack(Block(cfg, self.dtype, name="blocks"), x, None)
+        x, _ = stack(Block(cfg, self.dtype, name="blocks"), x, layer_masks)
         return x
+
+
+def _both(mask: Mask | None, own: Mask | None) -> Mask | None:
+    return mask & own if mask and own else mask or own
 
 
 def unstack(variables: Variables) -> Variables:

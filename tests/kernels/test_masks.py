@@ -79,6 +79,17 @@ CASES = {
             [[0, 0, 0, 0, 0]] * 4,
         ],
     ),
+    "near": (
+        lambda: masks.near(jnp.array([[0, 1, 2, 9]]), jnp.array([[0, 1, 2, 3, 4]]), jnp.array([[0, 1, 2, 99]])),
+        [
+            [
+                [1, 0, 0, 0, 0],
+                [1, 1, 1, 0, 0],
+                [1, 1, 1, 1, 1],
+                [1, 1, 1, 1, 1],
+            ],
+        ],
+    ),
     "and": (
         lambda: (
             masks.causal() & masks.valid(jnp.array([[True, False, True, True, True], [False, True, True, False, True]]))
@@ -144,6 +155,15 @@ def test_block_of_positions_is_the_slice_of_the_dense_array(make, expected, rows
 
 
 @each_case
+def test_one_query_of_each_row(make, expected):
+    expected = np.broadcast_to(np.array(expected, bool), (BATCH, Q, K))
+    for places in ([0, 3], [2, 1]):
+        # The labels of queries are fewer than the keys; none is asked for.
+        seen = make().at(jnp.array(places), K)
+        np.testing.assert_array_equal(seen, expected[np.arange(BATCH), places])
+
+
+@each_case
 def test_passes_through_jit(make, expected):
     dense = jax.jit(lambda formula: formula.dense(Q, K))(make())
     np.testing.assert_array_equal(dense, np.array(expected, bool))
@@ -202,6 +222,12 @@ def formulas(q_length, k_length):
         k_labels.map(lambda real: (masks.valid(jnp.array(real) > 0), lambda b, i, j: real[b][j] > 0)),
         st.tuples(q_labels, k_labels).map(
             lambda ids: (masks.segments(*map(jnp.array, ids)), lambda b, i, j: ids[0][b][i] == ids[1][b][j])
+        ),
+        st.tuples(q_labels, k_labels).map(
+            lambda ids: (
+                masks.near(*map(jnp.array, ids), jnp.array(ids[0])),
+                lambda b, i, j: abs(ids[0][b][i] - ids[1][b][j]) <= ids[0][b][i],
+            )
         ),
         st.tuples(q_labels, k_labels).map(
             lambda ids: (masks.media(*map(jnp.array, ids)), lambda b, i, j: 0 < ids[0][b][i] == ids[1][b][j])

@@ -198,5 +198,5 @@ def test_a_new_token_has_a_position_and_no_mask(given):
     x, module = jnp.ones((1, 3, 12)), MultiHeadAttention(3)
     variables = module.init(jax.random.key(0), x)
     _, state = module.apply(variables, x, cached=True, mutable=["cache"])
-    with pytest.raises(ValueError, match="a new token needs its position, and no mask"):
+    with pytest.raises(ValueError, match="a new token needs its position, and no mask but"):
         module.apply({**variables, **state}, x[:, :1], **given, cached=True, mutable=["cache"])
