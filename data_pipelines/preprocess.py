@@ -134,7 +134,7 @@ class Preprocess:
             arrays |= self.pair(example["prompt"], example["answer"])
         elif "caption" in example:
             arrays["text"], arrays["text_mask"] = self.text(example["caption"])
-        for name in ("label", "task"):
+        for name in ("label", "task", "codes"):
             if name in example:
                 arrays[name] = np.asarray(example[name], np.int32)
         return arrays

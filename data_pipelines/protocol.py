@@ -11,7 +11,7 @@ Split = Literal["train", "held_out"]
 Example = dict[str, Any]
 """One raw example, of these what there is: `image` uint8 [h, w, C] of any size; `caption`, a string; `label`, an int;
 `prompt` and `answer`, strings: what a model is asked and what it should write; `answers`, all that are right; `kind`,
-of the question; `task`, an int: its part of a mixture."""
+of the question; `task`, an int: its part of a mixture; `codes` [h, w] of a picture that is no longer there."""
 
 
 @runtime_checkable

@@ -44,6 +44,12 @@ def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
     sub.add_argument("question", metavar="QUESTION", help='such as "what colour is the cube?"')
     add_writing(sub)
 
+    sub = command("encode", encode, "Write the pictures of a dataset as the codes of an image tokenizer.")
+    sub.add_argument("workdir", type=Path, metavar="DIR", help="the tokenizer: " + MODEL_HELP)
+    sub.add_argument("file", type=Path, metavar="FILE.py", help="an experiment; the pictures are those of its data")
+    sub.add_argument("--to", type=Path, required=True, metavar="FOLDER", help="the new folder; it must not be there")
+    sub.add_argument("--count", type=positive, metavar="N", help="training examples (default: all)")
+
 
 def add_writing(sub: argparse.ArgumentParser) -> None:
     """How a text is written."""
@@ -141,6 +147,19 @@ def answer(options: argparse.Namespace) -> Result:
         "prompt": prompt,
         "answer": text,
     }
+
+
+def encode(options: argparse.Namespace) -> Result:
+    """jmm encode DIR FILE.py --to FOLDER"""
+    from jmm.interop.convert import check_target
+    from jmm.interop.encode import encode as run
+    from jmm.overrides import read_experiment_file
+
+    check_target(options.to)
+    data = read_experiment_file(options.file).data
+    written = run(jmm.load(options.workdir), data, options.to, options.count)
+    lines = [f"{'written':<28}{options.to}", *(f"  {name:<26}{count:,} examples" for name, count in written.items())]
+    return {"text": "\n".join(lines), "target": str(options.to), "examples": written}
 
 
 def one_line(text: str) -> str:

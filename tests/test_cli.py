@@ -21,7 +21,7 @@ from tests.generation import systems
 
 ROOT = Path(__file__).parents[1]
 QUICKSTART = str(ROOT / "experiments" / "quickstart.py")
-SYSTEMS = "clip, coca, dalle, decoder, dvae, encoder, encoder_decoder, pali, paligemma, simvlm, vit, vqgan"
+SYSTEMS = "clip, coca, dalle, decoder, dvae, encoder, encoder_decoder, image_gpt, pali, paligemma, simvlm, vit, vqgan"
 HEAVY = ("jax", "flax", "numpy", "tyro", "rich", "PIL", "orbax", "grain", "matplotlib", "sklearn")
 
 

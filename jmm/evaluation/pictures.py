@@ -30,8 +30,9 @@ def new_figure(width: float, height: float) -> "Figure":
     return figure
 
 
-def curves(path: Path, panels: Mapping[str, Mapping[str, Curve]], title: str) -> None:
-    """One panel for each figure over steps; a panel may hold several curves, each with a label."""
+def curves(path: Path, panels: Mapping[str, Mapping[str, Curve]], title: str, of: str = "step") -> None:
+    """One panel for each figure over steps, or what else they are `of`; a panel may hold several curves, each with a
+    label."""
     figure = new_figure(4.6 * min(len(panels), 3), 3.4 * -(-len(panels) // 3) + 0.3)
     figure.suptitle(title, color=INK, fontsize=13, parse_math=False)
     for axes, (name, lines) in zip(_panels(figure, len(panels)), panels.items(), strict=True):
@@ -41,7 +42,7 @@ def curves(path: Path, panels: Mapping[str, Mapping[str, Curve]], title: str) ->
             last = f"{label} {values[-1]:.3g}".strip()
             axes.plot(steps, values, color=color, linewidth=1.6, marker=marker, markersize=4, label=last)
         axes.set_title(name.replace("_", " ").replace("/", ": "), fontsize=11, color=INK, pad=22)
-        axes.set_xlabel("step", color=INK)
+        axes.set_xlabel(of, color=INK)
         # Above the axes, where no curve can run through it.
         axes.legend(frameon=False, fontsize=9, ncols=3, loc="lower center", bbox_to_anchor=(0.5, 0.98))
         axes.margins(y=0.15)
@@ -106,6 +107,26 @@ def texts(path: Path, images: Sequence[np.ndarray | None], notes: Sequence[Seque
             right.text(0, place, "\n".join(wrapped), fontsize=9, color=color, va="top", parse_math=False)
             place -= 0.105 * len(wrapped) + 0.05
     _save(figure, path)
+
+
+def rows(path: Path, images: Mapping[str, Sequence[np.ndarray]]) -> None:
+    """Rows of pictures, each with its name on the left."""
+    columns = max(map(len, images.values()))
+    figure = new_figure(1.1 * columns + 1.5, 1.15 * len(images))
+    grid = figure.subplots(len(images), columns + 1, width_ratios=[1.3] + [1] * columns, squeeze=False)
+    for row, (name, found) in zip(grid, images.items(), strict=True):
+        place = {"va": "center", "ha": "left", "transform": row[0].transAxes}
+        row[0].text(0, 0.5, "\n".join(_wrapped(name, 14, 4)), fontsize=10, color=INK, parse_math=False, **place)
+        for axes in row:
+            axes.axis("off")
+        for axes, image in zip(row[1:], found, strict=False):
+            _show(axes, image)
+    _save(figure, path)
+
+
+def as_bytes(images: np.ndarray) -> np.ndarray:
+    """Pixels from [-1, 1] to 0–255."""
+    return np.rint((np.clip(images, -1, 1) + 1) * 127.5).astype(np.uint8)
 
 
 def looks(

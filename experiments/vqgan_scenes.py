@@ -1,0 +1,34 @@
+"""A VQGAN makes drawn scenes of 256 ids each, and a critic says what does not look drawn; entirely offline.
+
+jmm train experiments/vqgan_scenes.py --workdir runs/vqgan
+"""
+
+from data_pipelines.scenes import Scenes
+from jmm.evaluation.reconstruction import Reconstruction
+from jmm.experiment import Checkpoint, Experiment, Optimizer
+from jmm.models import vqgan
+
+STEPS = 2000
+
+
+def experiment() -> Experiment:
+    """16×16 codes of 64×64 pixels; the critic plays from half way on."""
+    data = Scenes("caption")
+    return Experiment(
+        name="vqgan_scenes",
+        model=vqgan.Config(
+            (data.image_size, data.image_size),
+            levels=vqgan.GridConfig(width=16, multipliers=(1, 2, 4), blocks=1, attention=(), latent=32, groups=8),
+            num_codes=256,
+            code_width=16,
+            quantizer=vqgan.Following(),
+            critic=vqgan.Critic(width=16, layers=2, weight=0.1, start=STEPS // 2),
+        ),
+        data=data,
+        steps=STEPS,
+        batch_size=16,
+        optimizer=Optimizer(learning_rate=2e-3, warmup_steps=100, b2=0.99, weight_decay=0.0, average=0.998),
+        checkpoint=Checkpoint(every=500),
+        evaluations=(Reconstruction(),),
+        data_threads=1,
+    )

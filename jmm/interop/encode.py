@@ -1,0 +1,72 @@
+"""A dataset's pictures as the codes of a tokenizer, written once."""
+
+import json
+from functools import partial
+from pathlib import Path
+from typing import Any, get_args
+
+import jax
+import numpy as np
+
+from data_pipelines.codes import DESCRIPTION, packed
+from data_pipelines.protocol import Dataset, Example, Source, Split
+from jmm.errors import UserError
+from jmm.interop.convert import new_folder
+from jmm.model import Model
+from jmm.protocol import forward
+
+
+def encode(model: Model, dataset: Dataset, folder: Path, count: int | None = None) -> dict[str, int]:
+    """Writes what `data_pipelines.codes.Codes` reads; gives the number of examples of each split.
+
+    Args:
+      model: a tokenizer, whose preprocessing brings the pictures to its size.
+      dataset: its examples are taken in their order, without augmentation.
+      folder: new.
+      count: of training examples; None: all.
+
+    Raises:
+      UserError: the model makes no codes, an example has no picture, the folder exists or cannot be written.
+    """
+    shape = _grid(model)
+    with new_folder(folder) as beside:
+        sources = {split: dataset.source(split) for split in get_args(Split)}
+        limits = {split: len(source) for split, source in sources.items()}
+        limits["train"] = min(limits["train"], limits["train"] if count is None else count)
+        for split, source in sources.items():
+            _write(model, source, limits[split], beside / f"{split}.array_record")
+        config: Any = model.config
+        described = {"grid": shape, "num_codes": config.num_codes, "examples": limits}
+        described["tokenizer"] = type(model.config).__module__
+        (beside / DESCRIPTION).write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
+    return limits
+
+
+def _grid(model: Model) -> tuple[int, int]:
+    spec: Any = model.config.batch_spec(1)
+    given = jax.eval_shape(partial(forward, model.module), model.variables, spec) if "image" in spec else {}
+    codes = given.get("codes")
+    if codes is None or codes.ndim != 3:
+        raise UserError(f"{type(model.module).__name__} makes no codes of images; a tokenizer does")
+    return codes.shape[1], codes.shape[2]
+
+
+def _write(model: Model, source: Source, count: int, path: Path) -> None:
+    from array_record.python.array_record_module import ArrayRecordWriter
+
+    writer = ArrayRecordWriter(str(path), "group_size:1")
+    for start in range(0, count, model.batch_size):
+        examples = [source[i] for i in range(start, min(start + model.batch_size, count))]
+        for example, codes in zip(examples, _codes(model, examples), strict=True):
+            writer.write(packed(example, codes))
+    writer.close()
+
+
+def _codes(model: Model, examples: list[Example]) -> np.ndarray:
+    if any("image" not in example for example in examples):
+        raise UserError("an example has no picture that could be encoded")
+    images = model.preprocess(images=[example["image"] for example in examples])["image"]
+    # One compiled shape: the last part is filled up.
+    missing = model.batch_size - len(images)
+    filled = np.concatenate([images, np.repeat(images[-1:], missing, axis=0)]) if missing else images
+    return np.asarray(model(image=filled)["codes"])[: len(images)]
