@@ -5,6 +5,8 @@
 No label is used in training: the probes of the report are fitted to each layer's features afterwards.
 """
 
+from dataclasses import replace
+
 from data_pipelines.colours import fit_palette
 from data_pipelines.digits import Digits
 from jmm.evaluation.pixels import NextPixel
@@ -21,7 +23,7 @@ def experiment() -> Experiment:
     return Experiment(
         name="image_gpt_digits",
         model=image_gpt.Config(
-            image_gpt.image_gpt(128, 8, 4).decoder,
+            replace(image_gpt.image_gpt(128, 8, 4).decoder, scan=False),
             (data.image_size, data.image_size),
             channels=1,
             num_codes=COLOURS,
@@ -29,7 +31,7 @@ def experiment() -> Experiment:
         ),
         data=data,
         steps=2000,
-        batch_size=64,
+        batch_size=32,
         optimizer=Optimizer(learning_rate=1e-3, warmup_steps=100, b2=0.95, weight_decay=0.05, average=0.998),
         checkpoint=Checkpoint(every=500),
         evaluations=(NextPixel(), LayerProbes()),
