@@ -91,9 +91,25 @@ def training_batches(
 def held_out(dataset: Dataset, count: int | None = None) -> tuple[list[Example], Arrays]:
     """Held-out examples: as they are (images fitted), and as one batch of arrays. Arguments and errors as of
     `held_out_examples`."""
-    examples, preprocess = held_out_examples(dataset, count), dataset.preprocessor()
+    examples = held_out_examples(dataset, count)
+    return examples, _stacked(examples, dataset.preprocessor())
+
+
+def training_arrays(dataset: Dataset) -> Arrays:
+    """All training examples without augmentation as one batch of arrays, for what is fitted at once.
+
+    Raises:
+      UserError: a dataset without training examples.
+    """
+    source, preprocess = dataset.source("train"), dataset.preprocessor()
+    if not len(source):
+        raise UserError(f"{type(dataset).__name__} has no training examples")
+    return _stacked([fitted(source[i], preprocess) for i in range(len(source))], preprocess)
+
+
+def _stacked(examples: list[Example], preprocess: Preprocess) -> Arrays:
     arrays = [preprocess.arrays(example) for example in examples]
-    return examples, {name: np.stack([each[name] for each in arrays]) for name in arrays[0]}
+    return {name: np.stack([each[name] for each in arrays]) for name in arrays[0]}
 
 
 def held_out_examples(dataset: Dataset, count: int | None = None) -> list[Example]:

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from jaxtyping import Float, Int
 
-from data_pipelines.pipeline import fitted, held_out
+from data_pipelines.pipeline import held_out, training_arrays
 from data_pipelines.protocol import Dataset
 from jmm.distributed.sharding import on_mesh
 from jmm.evaluation import pictures
@@ -34,8 +34,8 @@ class NextPixel:
         _, arrays = held_out(data)
         found = model.outputs({"image": arrays["image"]}, ["codes", "logits"])
         codes = found["codes"].reshape(len(found["codes"]), -1)
-        before = _training_codes(model, data)
-        bits = markov_bits(before, codes, found["logits"].shape[-1])
+        train = model.outputs({"image": training_arrays(data)["image"]}, ["codes"])["codes"]
+        bits = markov_bits(train.reshape(len(train), -1), codes, found["logits"].shape[-1])
         return {"pixels/bits": bits_of(found["logits"], codes), "pixels/markov_bits": bits}
 
     def draw(self, model: Model, data: Dataset, folder: Path) -> list[Path]:
@@ -80,13 +80,6 @@ def markov_bits(train: Int[np.ndarray, "M N"], codes: Int[np.ndarray, "B N"], nu
 
 def _before(codes: np.ndarray, start: int) -> np.ndarray:
     return np.concatenate([np.full_like(codes[:, :1], start), codes[:, :-1]], axis=1)
-
-
-def _training_codes(model: Model, data: Dataset) -> np.ndarray:
-    source, preprocess = data.source("train"), data.preprocessor()
-    arrays = [preprocess.arrays(fitted(source[i], preprocess)) for i in range(len(source))]
-    codes = model.outputs({"image": np.stack([each["image"] for each in arrays])}, ["codes"])["codes"]
-    return codes.reshape(len(codes), -1)
 
 
 def _painted(model: Model, codes: np.ndarray) -> np.ndarray:

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from data_pipelines.pipeline import fitted, held_out
+from data_pipelines.pipeline import held_out, training_arrays
 from data_pipelines.preprocess import Arrays
 from data_pipelines.protocol import Dataset
 from jmm.distributed.sharding import on_mesh
@@ -47,10 +47,7 @@ class LayerProbes:
         from sklearn.pipeline import make_pipeline
         from sklearn.preprocessing import StandardScaler
 
-        source, preprocess = data.source("train"), data.preprocessor()
-        rows = [preprocess.arrays(fitted(source[i], preprocess)) for i in range(len(source))]
-        train = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
-        test = held_out(data)[1]
+        train, test = training_arrays(data), held_out(data)[1]
         if "label" not in test:
             raise UserError(f"a probe needs examples with a label; {type(data).__name__} has none")
         scores = []
