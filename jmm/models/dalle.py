@@ -127,10 +127,10 @@ class Config:
         weights = dict(zip(parts, self.weights, strict=False))
         whole = sum(weights.values())
         value = sum((weights[name] / whole * each for name, (each, _) in losses.items()), jnp.zeros(()))
-        rows = sum(weights[name] / whole * row_cross_entropy(*part) for name, part in parts.items())
+        rows = sum((weights[name] / whole * row_cross_entropy(*part) for name, part in parts.items()), jnp.zeros(()))
         metrics = {"loss": value, **{f"{name}_loss": each for name, (each, _) in losses.items()}}
         metrics |= {f"{name}_accuracy": each for name, (_, each) in losses.items()}
-        return Loss(value, metrics, updates, rows if isinstance(rows, jax.Array) else None)
+        return Loss(value, metrics, updates, rows)
 
     def ids(
         self, text: Int[Array, "B T"], text_mask: Bool[Array, "B T"] | None, codes: Int[Array, "B *P"] | None
