@@ -4,6 +4,7 @@ FOLDER/
   codes.json               rows and columns of codes, and how many kinds there are
   train.array_record       one example a record: its texts and label as a line of JSON, and behind it its codes,
   held_out.array_record    row by row, each two bytes, the lower first
+  tokenizer/               the model that made them (`jmm.load`)
 """
 
 import json
@@ -19,7 +20,7 @@ from data_pipelines.preprocess import Preprocess
 from data_pipelines.protocol import Dataset, Example, Source, Split
 from jmm.errors import UserError
 
-DESCRIPTION = "codes.json"
+DESCRIPTION, TOKENIZER = "codes.json", "tokenizer"
 KEPT = ("caption", "prompt", "answer", "answers", "kind", "label")
 """Fields of an example that are kept beside its codes."""
 MOST = 1 << 16
@@ -50,6 +51,11 @@ class Codes:
     def preprocessor(self) -> Preprocess:
         """That of the dataset."""
         return self.data.preprocessor()
+
+    @property
+    def tokenizer(self) -> Path:
+        """The model that made the codes."""
+        return Path(self.path) / TOKENIZER
 
 
 @dataclass(frozen=True)

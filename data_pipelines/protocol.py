@@ -24,6 +24,19 @@ class Source(Protocol):
 
 
 @runtime_checkable
+class Checker(Protocol):
+    """A dataset that can tell without a model whether a picture shows what a caption says."""
+
+    def see(self, image: np.ndarray) -> Any:
+        """What is found in a picture, uint8 [h, w, C]."""
+        ...
+
+    def true_of(self, caption: str, seen: Any) -> bool:
+        """Whether a caption is true of what was found in a picture."""
+        ...
+
+
+@runtime_checkable
 class Dataset(Protocol):
     """A frozen dataclass that describes a dataset completely."""
 

@@ -1,5 +1,6 @@
 """Objects and their places in English, German and Russian words, rightly inflected."""
 
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Literal
 
@@ -98,27 +99,32 @@ PLACES: dict[str, dict[str, tuple[str, Case]]] = {
 ASKED_FOR: dict[str, Case] = {"en": "nominative", "de": "accusative", "ru": "nominative"}
 """The case of what a question asks the existence of."""
 
+NAMED = ("size", "colour", "material")
+"""What is said of an object before its shape, in this order."""
+PLAIN = ("size", "colour")
+"""What is said where all are of one material."""
+
 AND = {"en": "and", "de": "und", "ru": "и"}
 WITH_THE_WORD = {"en": "with the word", "de": "mit dem Wort", "ru": "со словом"}
 
 
-def caption(scene: Scene, language: Language) -> str:
+def caption(scene: Scene, language: Language, named: Sequence[str] = NAMED) -> str:
     """What there is to see: of two objects how they stand to each other, of more a list in reading order; and the
-    printed word."""
+    printed word. What is said of an object are the properties `named`."""
     things = scene.things
-    phrases = [describe(thing, language) for thing in things]
+    phrases = [describe(thing, language, named=named) for thing in things]
     how = relation(*things) if len(things) == 2 else None
     if how:
         words, case = PLACES[language][how]
-        text = f"{phrases[0]} {words} {describe(things[1], language, case)}"
+        text = f"{phrases[0]} {words} {describe(things[1], language, case, named)}"
     else:
         text = f"{', '.join(phrases[:-1])} {AND[language]} {phrases[-1]}"
     return f"{text}, {WITH_THE_WORD[language]} {scene.word.text}" if scene.word else text
 
 
-def describe(thing: Thing, language: Language, case: Case = "nominative") -> str:
+def describe(thing: Thing, language: Language, case: Case = "nominative", named: Sequence[str] = NAMED) -> str:
     """Size, colour, material and shape: a large red shiny circle."""
-    return phrase(language, (thing.size, thing.colour, thing.material), thing.shape, case, "a")
+    return phrase(language, tuple(getattr(thing, each) for each in named), thing.shape, case, "a")
 
 
 @lru_cache(maxsize=1 << 15)

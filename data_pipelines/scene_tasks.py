@@ -31,6 +31,9 @@ Task = Literal[
     "caption", "text_alone", "alt_text", "split_caption", "read", "question", "objects", "object_question", "span"
 ]
 
+CAPTIONS = ("caption", "text_alone")
+"""Tasks without a prompt."""
+
 WITHOUT_IMAGE = ("text_alone", "span")
 """Tasks on text alone."""
 
@@ -69,7 +72,7 @@ def fields(
     task: Task, scene: Scene, dice: Dice, language: Language, kept_out_too: bool, kinds: tuple[str, ...] = KINDS
 ) -> Fields:
     """The texts of an example: `caption` alone, or `prompt`, `answer`, all right `answers`, and their `kind`."""
-    if task in ("caption", "text_alone"):
+    if task in CAPTIONS:
         return {"caption": caption(scene, language)}
     kind, prompt, answer = PROMPTS[task](Asker(scene, dice, language, kept_out_too, kinds))
     return {"prompt": prompt, "answer": answer, "answers": (answer,), "kind": kind}

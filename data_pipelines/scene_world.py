@@ -175,15 +175,23 @@ def kept_out(scene: Scene) -> bool:
     )
 
 
-def draw_scene(dice: Dice, *, held_out: bool, word: bool) -> Scene:
+def draw_scene(
+    dice: Dice,
+    *,
+    held_out: bool,
+    word: bool,
+    counts: Sequence[int] = COUNTS,
+    materials: Sequence[str] = MATERIALS,
+) -> Scene:
     """A scene without kept-out combinations, or, held out, one with at least one among its objects; a word of a
-    held-out scene is always one that training never prints."""
+    held-out scene is always one that training never prints. There are as many objects as one of `counts`, from 2 to 4,
+    of these materials."""
     printed = _print(dice, held_out) if word else None
     top = BAND if printed and printed.centre[0] < 0.5 else 0.0
-    cells = _cells(dice, top, 1 - BAND if printed else 1.0)
+    cells = _cells(dice, dice.choose(counts), top, 1 - BAND if printed else 1.0)
     backdrop = dice.roll(1 << 16)
     while True:
-        things = _things(dice, cells, held_out)
+        things = _things(dice, cells, held_out, materials)
         if kept_out(Scene(things, backdrop)) == held_out:
             return Scene(things, backdrop, printed)
 
@@ -205,9 +213,8 @@ class Cell:
     """From the centre to the border, down and across."""
 
 
-def _cells(dice: Dice, top: float, height: float) -> list[Cell]:
+def _cells(dice: Dice, count: int, top: float, height: float) -> list[Cell]:
     """Two side by side or one over the other, anywhere across; or three or four quarters; in reading order."""
-    count = dice.choose(COUNTS)
     rows = [(top + height * part, height / 4) for part in (0.25, 0.75)]
     columns = [(part, 0.25) for part in (0.25, 0.75)]
     if count == 2 and dice.roll(2):
@@ -226,16 +233,16 @@ def _line(dice: Dice, start: float, length: float) -> tuple[float, float]:
     return start + offset, min(offset, length - offset)
 
 
-def _things(dice: Dice, cells: Sequence[Cell], held_out: bool) -> tuple[Thing, ...]:
+def _things(dice: Dice, cells: Sequence[Cell], held_out: bool, materials: Sequence[str]) -> tuple[Thing, ...]:
     things: list[Thing] = []
     for cell in cells:
         # Shapes come again, or else two of a kind would be rare.
         again = things[dice.roll(len(things))].shape if things and dice.roll(4) == 0 else None
-        things.append(_thing(dice, cell, *dice.choose(pairs(held_out, again))))
+        things.append(_thing(dice, cell, *dice.choose(pairs(held_out, again)), materials))
     return tuple(things)
 
 
-def _thing(dice: Dice, cell: Cell, colour: str, shape: str) -> Thing:
+def _thing(dice: Dice, cell: Cell, colour: str, shape: str, materials: Sequence[str]) -> Thing:
     size = dice.choose(SIZES)
     radius = dice.choose(RADII[size])
     y, x = (
@@ -243,4 +250,4 @@ def _thing(dice: Dice, cell: Cell, colour: str, shape: str) -> Thing:
         for middle, reach in zip(cell.centre, cell.reach, strict=True)
     )
     red, green, blue = (dice.roll(2 * TINT + 1) - TINT for _ in range(3))
-    return Thing(shape, colour, size, dice.choose(MATERIALS), (y, x), radius, (red, green, blue))
+    return Thing(shape, colour, size, dice.choose(materials), (y, x), radius, (red, green, blue))

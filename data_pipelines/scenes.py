@@ -15,14 +15,15 @@ from pathlib import Path
 from typing import get_args
 
 import numpy as np
+from jaxtyping import UInt8
 
 from data_pipelines.preprocess import Preprocess
 from data_pipelines.protocol import Example, Source, Split
 from data_pipelines.scene_drawing import draw
-from data_pipelines.scene_grammar import LANGUAGES, Language
+from data_pipelines.scene_grammar import LANGUAGES, PLAIN, Language, caption
 from data_pipelines.scene_questions import KINDS
-from data_pipelines.scene_tasks import ASK, DESCRIBE, WITHOUT_IMAGE, Task, fields, vocabulary
-from data_pipelines.scene_world import Dice, Scene, draw_scene
+from data_pipelines.scene_tasks import ASK, CAPTIONS, DESCRIBE, WITHOUT_IMAGE, Task, fields, vocabulary
+from data_pipelines.scene_world import COUNTS, MATERIALS, Dice, Scene, Thing, draw_scene
 from data_pipelines.words import WordTokenizer
 from jmm.errors import UserError
 
@@ -44,6 +45,10 @@ class Scenes:
     """Of captions, questions and answers."""
     kinds: tuple[str, ...] = KINDS
     """Of questions; where a scene allows none of them, it is asked whether an object exists."""
+    counts: tuple[int, ...] = COUNTS
+    """A scene has as many objects as one of these, from 2 to 4."""
+    plain: bool = False
+    """All objects are matte, and captions do not say so: a large red circle above a small blue square."""
     image_size: int = 64
     """Side of the picture."""
     text_length: int = 48
@@ -67,6 +72,10 @@ class Scenes:
             raise UserError(f"scenes have no task {self.task!r} in {self.language!r}")
         if not self.kinds or not set(self.kinds) <= set(KINDS):
             raise UserError(f"kinds of questions about scenes are {', '.join(KINDS)}, not {self.kinds}")
+        if not self.counts or not set(self.counts) <= set(COUNTS):
+            raise UserError(f"scenes have from {min(COUNTS)} to {max(COUNTS)} objects, not {self.counts}")
+        if self.plain and self.task not in CAPTIONS:
+            raise UserError(f"plain scenes have captions, not {self.task}: other tasks name what objects are made of")
         if self.image_size < SMALLEST:
             raise UserError(f"the image_size of scenes must be at least {SMALLEST}, not {self.image_size}")
         if not 0 <= self.words <= 1:
@@ -92,9 +101,21 @@ class Scenes:
             text_length=self.text_length,
             target_length=self.target_length,
             tokenizer=tokenizer(),
-            describe="" if self.task in ("caption", "text_alone") else DESCRIBE,
+            describe="" if self.task in CAPTIONS else DESCRIBE,
             ask=ASK,
         )
+
+    def see(self, image: UInt8[np.ndarray, "S S 3"]) -> tuple[Thing, ...]:
+        """The objects in a picture, found without a model (`scene_checker`)."""
+        from data_pipelines.scene_checker import see
+
+        return see(image)
+
+    def true_of(self, caption: str, seen: tuple[Thing, ...]) -> bool:
+        """Whether objects are all that an English caption says, and stand as it says."""
+        from data_pipelines.scene_checker import true_of
+
+        return true_of(caption, seen)
 
 
 @dataclass(frozen=True)
@@ -113,11 +134,16 @@ class SceneSource:
         held_out = self.split == "held_out"
         dice = Dice(self.data.seed, held_out, index)
         word = dice.roll(1 << 20) < (1.0 if self.data.task == "read" else self.data.words) * (1 << 20)
-        scene, example = draw_scene(dice, held_out=held_out, word=word), Example()
+        materials = MATERIALS[:1] if self.data.plain else MATERIALS
+        scene = draw_scene(dice, held_out=held_out, word=word, counts=self.data.counts, materials=materials)
+        example = Example()
         if self.data.task not in WITHOUT_IMAGE:
             example["image"], scene = draw(scene, self.data.image_size)
             example["box"] = boxes(scene)
-        texts = fields(self.data.task, scene, dice, self.data.language, held_out, self.data.kinds)
+        if self.data.plain:
+            texts = {"caption": caption(scene, self.data.language, PLAIN)}
+        else:
+            texts = fields(self.data.task, scene, dice, self.data.language, held_out, self.data.kinds)
         return example | {"scene": scene} | texts
 
 

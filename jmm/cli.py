@@ -233,13 +233,18 @@ def run_training(experiment: "Experiment", options: argparse.Namespace) -> Resul
 
 def next_command(experiment: "Experiment", model: "Model", workdir: Path) -> str:
     """What to do with what was trained."""
-    from jmm.protocol import Writer
+    from jmm.protocol import Writer, inputs_of
 
     labels = next((e.labels for e in experiment.evaluations if hasattr(e, "labels")), None)
     fields = experiment.model.batch_spec(1)
     if labels and "text" in fields:
         return f'jmm classify {workdir} photo.png --labels "{",".join(labels[:3])}"'
-    if "image" in fields and isinstance(model.module, Writer):
+    known = {**fields, "codes": None}
+    reads = inputs_of(model.module, known, "prefill") if isinstance(model.module, Writer) else {}
+    if "codes" in reads:
+        prompt = f' --prompt "{experiment.data.source("held_out")[0]["caption"]}"' if "text" in reads else ""
+        return f"jmm generate {workdir}{prompt}"
+    if "image" in reads:
         return f"jmm caption {workdir} photo.png"
     return f"jmm evaluate {workdir}"
 

@@ -44,6 +44,26 @@ def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
     sub.add_argument("question", metavar="QUESTION", help='such as "what colour is the cube?"')
     add_writing(sub)
 
+    sub = command("generate", generate, "Draw pictures.")
+    sub.add_argument("workdir", type=Path, metavar="DIR", help="a model that draws: " + MODEL_HELP)
+    sub.add_argument("--prompt", metavar="TEXT", help="what to draw, of a model that reads text")
+    sub.add_argument("--count", type=positive, default=16, metavar="N", help="how many pictures (default: 16)")
+    sub.add_argument(
+        "--to", type=Path, default=Path("generated.png"), metavar="FILE.png", help="(default: %(default)s)"
+    )
+    sub.add_argument(
+        "--tokenizer", type=Path, metavar="DIR2", help="the image tokenizer (default: the one it learnt by)"
+    )
+    sub.add_argument("--image-prompt", type=Path, metavar="IMAGE", help="a picture that all of them continue")
+    sub.add_argument("--rows", type=positive, metavar="N", help="how many rows of its codes are kept (default: half)")
+    sub.add_argument("--temperature", type=float, default=1.0, metavar="T", help="0: always the likeliest (default: 1)")
+    sub.add_argument("--top-k", type=positive, metavar="N", help="draw from so many likeliest codes")
+    sub.add_argument("--top-p", type=float, metavar="P", help="draw from the likeliest codes of this probability")
+    sub.add_argument("--guidance", type=float, default=1.0, metavar="G", help="above 1: follow the prompt more closely")
+    sub.add_argument("--clip", type=Path, metavar="DIR3", help="a CLIP that chooses the pictures likest the prompt")
+    sub.add_argument("--candidates", type=positive, metavar="M", help="how many it chooses from (default: 4 · N)")
+    sub.add_argument("--seed", type=int, default=0, metavar="I", help="the same one draws the same (default: 0)")
+
     sub = command("encode", encode, "Write the pictures of a dataset as the codes of an image tokenizer.")
     sub.add_argument("workdir", type=Path, metavar="DIR", help="the tokenizer: " + MODEL_HELP)
     sub.add_argument("file", type=Path, metavar="FILE.py", help="an experiment; the pictures are those of its data")
@@ -147,6 +167,59 @@ def answer(options: argparse.Namespace) -> Result:
         "prompt": prompt,
         "answer": text,
     }
+
+
+def generate(options: argparse.Namespace) -> Result:
+    """jmm generate DIR --prompt "a large red circle above a small blue square" --count 16"""
+    from data_pipelines.images import read_image
+    from jmm.evaluation.pictures import sheet
+    from jmm.evaluation.retrieval import likeness
+    from jmm.generation.images import Manner, draw_images
+
+    if options.rows and not options.image_prompt:
+        raise UserError("--rows says how much of an --image-prompt is kept; there is none", code=2)
+    if options.candidates and not options.clip:
+        raise UserError("--candidates are chosen from by a --clip; there is none", code=2)
+    if options.clip and options.prompt is None:
+        raise UserError("--clip compares pictures with a --prompt; there is none", code=2)
+    if not options.to.parent.is_dir():
+        raise UserError(f"there is no folder {options.to.parent} for --to {options.to.name}", code=2)
+    beginning = read_image(options.image_prompt) if options.image_prompt else None
+    model = jmm.load(options.workdir)
+    tokenizer = load_tokenizer(options.workdir, options.tokenizer)
+    number = max(options.count, options.candidates or 4 * options.count) if options.clip else options.count
+    images = draw_images(
+        model,
+        tokenizer,
+        None if options.prompt is None else [options.prompt] * number,
+        count=number,
+        beginning=beginning,
+        rows=options.rows,
+        manner=Manner(options.temperature, options.top_k, options.top_p, options.guidance),
+        seed=options.seed,
+    )
+    result: Result = {"picture": str(options.to), "prompt": options.prompt, "count": options.count}
+    if options.clip:
+        found = likeness(jmm.load(options.clip), list(images), [options.prompt] * number)
+        order = found.argsort()[::-1][: options.count]
+        images, result["similarity"] = images[order], [float(found[i]) for i in order]
+    sheet(options.to, list(images))
+    return {"text": f"{'written':<28}{options.to}", **result}
+
+
+def load_tokenizer(workdir: Path, tokenizer: Path | None) -> Any:
+    """The tokenizer that is named, or else the one beside the codes that a workdir's model was trained on; None where
+    there is neither."""
+    from data_pipelines.codes import Codes
+    from jmm.training.workdir import EXPERIMENT_FILE, read_experiment
+
+    if tokenizer is None and (workdir / EXPERIMENT_FILE).exists():
+        data = read_experiment(workdir).data
+        if isinstance(data, Codes):
+            if not data.tokenizer.is_dir():
+                raise UserError(f"the tokenizer {data.tokenizer} is no longer there; name it with --tokenizer")
+            tokenizer = data.tokenizer
+    return None if tokenizer is None else jmm.load(tokenizer)
 
 
 def encode(options: argparse.Namespace) -> Result:

@@ -55,7 +55,7 @@ finally:
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0
     assert done.stderr == "[]\n"
-    for command in ("train", "evaluate", "classify", "search", "caption", "answer", "zoo"):
+    for command in ("train", "evaluate", "classify", "search", "caption", "answer", "generate", "encode", "zoo"):
         assert command in done.stdout
 
 

@@ -1,5 +1,6 @@
 """Pictures of results, for the `report/` of a run."""
 
+import math
 import textwrap
 import warnings
 from collections.abc import Mapping, Sequence
@@ -8,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from jmm.errors import UserError
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -15,6 +18,9 @@ if TYPE_CHECKING:
 COLORS = ("#2a6fbb", "#e08a1e", "#4c9f70", "#8a5fbf", "#d1495b")
 INK, PALE, RULE = "#222222", "#767676", "#d9d9d9"
 RIGHT, WRONG = "#2e7d4f", "#c0392b"
+
+SIDE, MARGIN = 128, 4
+"""Pixels that a small picture of a sheet is enlarged to, and those between two."""
 
 Curve = Sequence[tuple[int, float]]
 """(step, value) pairs."""
@@ -122,6 +128,29 @@ def rows(path: Path, images: Mapping[str, Sequence[np.ndarray]]) -> None:
         for axes, image in zip(row[1:], found, strict=False):
             _show(axes, image)
     _save(figure, path)
+
+
+def sheet(path: Path, images: Sequence[np.ndarray]) -> None:
+    """Pictures of one size as one PNG, side by side in about as many rows as columns, enlarged by a whole factor so
+    that their pixels can be seen.
+
+    Raises:
+      UserError: the file cannot be written.
+    """
+    from PIL import Image
+
+    height, width, _ = images[0].shape
+    factor, columns = max(1, SIDE // min(height, width)), math.ceil(math.sqrt(len(images)))
+    height, width = height * factor + MARGIN, width * factor + MARGIN
+    whole = np.full((-(-len(images) // columns) * height + MARGIN, columns * width + MARGIN, 3), 255, np.uint8)
+    for i, image in enumerate(images):
+        top, left = MARGIN + i // columns * height, MARGIN + i % columns * width
+        large = image.repeat(factor, 0).repeat(factor, 1)
+        whole[top : top + height - MARGIN, left : left + width - MARGIN] = large
+    try:
+        Image.fromarray(whole).save(path, "PNG")
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror or error}") from error
 
 
 def as_bytes(images: np.ndarray) -> np.ndarray:

@@ -2,19 +2,16 @@
 
 import math
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any
 
-import jax
 import numpy as np
 from jaxtyping import Float, Int
 
 from data_pipelines.pipeline import held_out, training_arrays
 from data_pipelines.protocol import Dataset
-from jmm.distributed.sharding import on_mesh
 from jmm.evaluation import pictures
 from jmm.generation import generate
+from jmm.generation.images import paint
 from jmm.model import Model
 
 SHOWN = 10
@@ -46,10 +43,10 @@ class NextPixel:
         upper = codes[:, : height // 2].reshape(count, -1)
         given = {"completed": upper, "once more": upper, "from nothing": upper[:, :0]}
         written = {name: self._written(model, each, height * width, i) for i, (name, each) in enumerate(given.items())}
-        image = _painted(model, codes)
+        image = paint(model, codes)
         hidden = image.copy()
         hidden[:, height // 2 :] = 255
-        painted = {name: _painted(model, each.reshape(codes.shape)) for name, each in written.items()}
+        painted = {name: paint(model, each.reshape(codes.shape)) for name, each in written.items()}
         path = folder / "completions.png"
         rows = {"image": image, "given": hidden, **painted}
         pictures.rows(path, {name: list(each) for name, each in rows.items()})
@@ -80,9 +77,3 @@ def markov_bits(train: Int[np.ndarray, "M N"], codes: Int[np.ndarray, "B N"], nu
 
 def _before(codes: np.ndarray, start: int) -> np.ndarray:
     return np.concatenate([np.full_like(codes[:, :1], start), codes[:, :-1]], axis=1)
-
-
-def _painted(model: Model, codes: np.ndarray) -> np.ndarray:
-    paint: Any = partial(model.module.apply, method="paint")
-    with on_mesh(model.mesh):
-        return pictures.as_bytes(np.asarray(jax.jit(paint)(model.variables, codes)))

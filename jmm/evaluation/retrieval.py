@@ -13,6 +13,7 @@ from data_pipelines.protocol import Dataset, Example
 from jmm.errors import UserError
 from jmm.evaluation import pictures
 from jmm.model import Model
+from jmm.protocol import inputs_of
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,19 @@ def recall_at(scores: Float[np.ndarray, "Q N"], relevant: Bool[np.ndarray, "Q N"
     """The share of queries with a right answer among the k best, for each k."""
     ranked = np.take_along_axis(relevant, np.argsort(-scores, axis=1, kind="stable"), axis=1)
     return [float(ranked[:, :k].any(axis=1).mean()) for k in ranks]
+
+
+def likeness(model: Model, images: Sequence[np.ndarray], texts: Sequence[str]) -> Float[np.ndarray, "N"]:
+    """The cosine similarity of each image, uint8 [h, w, c], to its text.
+
+    Raises:
+      UserError: the model does not embed images and texts in one space.
+    """
+    if set(inputs_of(model.module, {"image": 0, "text": 0})) != {"image", "text"}:
+        raise UserError(f"{type(model.module).__name__} does not compare images with texts; a CLIP does")
+    rows = model.preprocess(images=images, texts=texts)
+    found = model.outputs(rows, ["image_embedding", "text_embedding"])
+    return np.einsum("nd,nd->n", found["image_embedding"], found["text_embedding"])
 
 
 def search(

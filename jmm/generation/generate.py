@@ -26,6 +26,7 @@ def generate(
     temperature: float = 0.0,
     top_k: int | None = None,
     top_p: float | None = None,
+    guidance: float = 1.0,
     stop_ids: Sequence[int] = (),
     pad_id: int = 0,
     seed: int = 0,
@@ -41,7 +42,7 @@ def generate(
       max_new_tokens: the most tokens of a row.
       beams: more than one searches for the most probable text with so many hypotheses (`jmm.generation.beam`).
       length_penalty: that of `Beams`.
-      temperature, top_k, top_p: those of `Sampling`; by default the most probable token is taken always.
+      temperature, top_k, top_p, guidance: those of `Sampling`; by default the most probable token is taken always.
       stop_ids: tokens that end a row; it goes into the row as its last.
       pad_id: what stands behind the end of a row.
       seed: of the draws.
@@ -53,7 +54,7 @@ def generate(
     module = writer(model)
     if max_new_tokens < 1:
         raise UserError(f"max_new_tokens must be at least 1, not {max_new_tokens}")
-    manner = _manner(beams, length_penalty, temperature, top_k, top_p)
+    manner = _manner(beams, length_penalty, temperature, top_k, top_p, guidance)
     inputs = _inputs(module, batch)
     rows = len(next(iter(inputs.values())))
     with on_mesh(model.mesh):
@@ -93,11 +94,16 @@ def _inputs(module: Any, batch: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _manner(
-    beams: int, length_penalty: float, temperature: float, top_k: int | None, top_p: float | None
+    beams: int,
+    length_penalty: float,
+    temperature: float,
+    top_k: int | None,
+    top_p: float | None,
+    guidance: float,
 ) -> Sampling | Beams:
     """How the tokens are found, if that can be."""
     try:
-        sampling, search = Sampling(temperature, top_k, top_p), Beams(beams, length_penalty)
+        sampling, search = Sampling(temperature, top_k, top_p, guidance), Beams(beams, length_penalty)
     except ValueError as error:
         raise UserError(str(error)) from error
     if beams == 1:
@@ -105,7 +111,8 @@ def _manner(
             raise UserError(f"a length_penalty of {length_penalty} compares texts of a search: beams must be 2 or more")
         return sampling
     if sampling != Sampling():
-        raise UserError(f"a search with {beams} beams draws no tokens: temperature must be 0, not {temperature}")
+        wrong = f"temperature must be 0, not {temperature}" if temperature else f"guidance must be 1, not {guidance}"
+        raise UserError(f"a search with {beams} beams draws no tokens: {wrong}")
     return search
 
 

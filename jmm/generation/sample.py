@@ -1,7 +1,7 @@
 """The choice of the next token from its logits."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
@@ -18,11 +18,16 @@ class Sampling:
     """Draw from this many most probable tokens alone (Fan et al. 2018)."""
     top_p: float | None = None
     """Draw from the fewest most probable tokens that hold this probability together (Holtzman et al. 2020, nucleus)."""
+    guidance: float = 1.0
+    """Other than 1, the rows of the second half are those of the first without what conditions them; both get the same
+    token, drawn from logits so many times as far from theirs as those of the first are (Ho & Salimans 2022)."""
 
     def __post_init__(self) -> None:
         """Raises ValueError for a value out of its range, and for a choice among tokens that are not drawn."""
         if not self.temperature >= 0:
             raise ValueError(f"temperature must be 0 or more, not {self.temperature}")
+        if not self.guidance >= 0:
+            raise ValueError(f"guidance must be 0 or more, not {self.guidance}")
         if self.top_k is not None and self.top_k < 1:
             raise ValueError(f"top_k must be at least 1, not {self.top_k}")
         if self.top_p is not None and not 0 < self.top_p <= 1:
@@ -33,6 +38,12 @@ class Sampling:
 
 def choose(logits: Float[Array, "B V"], sampling: Sampling, key: Key[Array, ""]) -> Int[Array, "B"]:
     """The next token of each row."""
+    if sampling.guidance != 1:
+        with_it, without = jnp.split(logits.astype(jnp.float32), 2)
+        # −∞, what cannot be drawn, stays so.
+        guided = jnp.where(jnp.isinf(with_it), with_it, without + sampling.guidance * (with_it - without))
+        tokens = choose(guided, replace(sampling, guidance=1.0), key)
+        return jnp.concatenate([tokens, tokens])
     if sampling.temperature == 0:
         return _greatest(logits)
     # The greatest of logits with Gumbel noise is a draw from their softmax (Maddison et al. 2014, A* Sampling).

@@ -8,20 +8,21 @@ from typing import Any, get_args
 import jax
 import numpy as np
 
-from data_pipelines.codes import DESCRIPTION, packed
+from data_pipelines.codes import DESCRIPTION, TOKENIZER, Codes, packed
 from data_pipelines.protocol import Dataset, Example, Source, Split
 from jmm.errors import UserError
-from jmm.interop.convert import new_folder
+from jmm.interop.convert import new_folder, save
 from jmm.model import Model
 from jmm.protocol import forward
 
 
 def encode(model: Model, dataset: Dataset, folder: Path, count: int | None = None) -> dict[str, int]:
-    """Writes what `data_pipelines.codes.Codes` reads; gives the number of examples of each split.
+    """Writes what `data_pipelines.codes.Codes` reads, and beside it the tokenizer itself, so that what is drawn in its
+    codes can be shown; gives the number of examples of each split.
 
     Args:
       model: a tokenizer, whose preprocessing brings the pictures to its size.
-      dataset: its examples are taken in their order, without augmentation.
+      dataset: its examples are taken in their order, without augmentation; of codes, what they are made of.
       folder: new.
       count: of training examples; None: all.
 
@@ -29,6 +30,7 @@ def encode(model: Model, dataset: Dataset, folder: Path, count: int | None = Non
       UserError: the model makes no codes, an example has no picture, the folder exists or cannot be written.
     """
     shape = _grid(model)
+    dataset = dataset.data if isinstance(dataset, Codes) else dataset
     with new_folder(folder) as beside:
         sources = {split: dataset.source(split) for split in get_args(Split)}
         limits = {split: len(source) for split, source in sources.items()}
@@ -38,6 +40,7 @@ def encode(model: Model, dataset: Dataset, folder: Path, count: int | None = Non
         config: Any = model.config
         described = {"grid": shape, "num_codes": config.num_codes, "examples": limits}
         described["tokenizer"] = type(model.config).__module__
+        save(model, beside / TOKENIZER)
         (beside / DESCRIPTION).write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
     return limits
 

@@ -68,6 +68,9 @@ class Config:
     """Of the losses of text, image and right text."""
     embedding_gradient: float = 0.1
     """Share of its gradient that an embedding follows (Ding et al. 2021, CogView)."""
+    drop_text: float = 0.0
+    """The share of training examples whose text is left out, so that guidance has something to lead away from (Ho &
+    Salimans 2022, section 3.2)."""
 
     def __post_init__(self) -> None:
         """Raises UserError for fields that contradict each other."""
@@ -75,6 +78,8 @@ class Config:
             raise UserError(
                 f"text_vocab {self.text_vocab} has no room for {self.text_length} kinds of padding and words"
             )
+        if not 0 <= self.drop_text < 1:
+            raise UserError(f"drop_text is a share of the examples, at least 0 and below 1, not {self.drop_text}")
         if self.first_code == "text" and self.image_vocab > self.text_vocab:
             raise UserError(f"the text's part of the head cannot predict {self.image_vocab} codes")
 
@@ -109,6 +114,9 @@ class Config:
     def loss(self, module: nn.Module, variables: Variables, batch: Batch, rngs: dict[str, jax.Array]) -> Loss:
         """The weighted mean of the cross-entropies of text, image and right text, each over its own part of the head
         (section 2.2)."""
+        if self.drop_text:
+            kept = jax.random.bernoulli(rngs["dropout"], 1 - self.drop_text, batch["text_mask"].shape[:1])
+            batch = {**batch, "text_mask": batch["text_mask"] & kept[:, None]}
         outputs, updates = training_forward(module, variables, batch, rngs)
         logits, ids = outputs["logits"], self.ids(batch["text"], batch.get("text_mask"), batch["codes"])
         words, codes, start = self.text_vocab, ids[:, self.first :], self.first

@@ -52,6 +52,11 @@ class Config:
             raise UserError(f"{colours} cannot be evenly spaced; name them")
 
     @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of codes: every pixel has one."""
+        return self.image_size
+
+    @property
     def length(self) -> int:
         """Pixels of an image."""
         return self.image_size[0] * self.image_size[1]
@@ -99,19 +104,19 @@ class ImageGPT(nn.Module):
     def __call__(self, *, image: Float[Array, "B H W C"], train: bool = False) -> Outputs:
         """Gives codes, logits and features."""
         codes = self.encode(image)
-        features = self.decode(self._behind_start(codes.reshape(codes.shape[0], -1))[:, :-1], train)
+        features = self.transform(self._behind_start(codes.reshape(codes.shape[0], -1))[:, :-1], train)
         return {"codes": codes, "features": features, "logits": self.head(features)}
 
     def encode(self, image: Float[Array, "B H W C"]) -> Int[Array, "B H W"]:
         """The nearest colour of the palette to each pixel."""
         return nearest(image, self.clusters.value)
 
-    def paint(self, codes: Int[Array, "B H W"]) -> Float[Array, "B H W C"]:
+    def decode(self, codes: Int[Array, "B H W"]) -> Float[Array, "B H W C"]:
         """The image of codes."""
         colours: jax.Array = self.clusters.value
         return colours[codes]
 
-    def decode(self, ids: Int[Array, "B L"], train: bool = False) -> Float[Array, "B L D"]:
+    def transform(self, ids: Int[Array, "B L"], train: bool = False) -> Float[Array, "B L D"]:
         """Features of ids, of which the start is the last of the vocabulary, each having seen those before it."""
         x = self.positions(self.embedding(ids))
         features: Float[Array, "B L D"] = self.decoder(x, mask=masks.causal(), train=train)

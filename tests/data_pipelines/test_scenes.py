@@ -16,6 +16,7 @@ from PIL import Image
 from data_pipelines.mixture import Mixture, Part
 from data_pipelines.pipeline import held_out, training_batches
 from data_pipelines.protocol import Dataset, Source
+from data_pipelines.scene_checker import said
 from data_pipelines.scene_sheet import contact_sheet
 from data_pipelines.scene_tasks import WITHOUT_IMAGE, Task
 from data_pipelines.scene_world import word_kept_out
@@ -100,6 +101,21 @@ def test_kinds_of_questions():
     assert kinds["exist"] < 12, "only of scenes that allow neither"
 
 
+def test_plain_scenes_of_two():
+    data = replace(SMALL, plain=True, counts=(2,), words=0.0)
+    for split in ("train", "held_out"):
+        for i in range(20):
+            example = data.source(split)[i]
+            assert [each.material for each in example["scene"].things] == ["matte"] * 2
+            claim = said(example["caption"])
+            assert len(claim.things) == 2 and claim.how
+            assert not re.search("matte|shiny|striped", example["caption"])
+    with pytest.raises(UserError, match="plain scenes have captions, not question"):
+        replace(data, task="question")
+    german = replace(data, language="de", counts=(3,)).source("train")[0]
+    assert len(german["scene"].things) == 3 and german["caption"].count("ein") >= 3
+
+
 def test_arrays_are_what_a_model_reads():
     _, arrays = held_out(SMALL)
     assert {name: (each.shape, each.dtype) for name, each in arrays.items()} == {
@@ -182,6 +198,8 @@ def test_another_process_makes_the_same_examples():
         ("words", 1.5, "from 0 to 1, not 1.5"),
         ("kinds", ("colour", "taste"), "kinds of questions about scenes are exist, count, colour"),
         ("kinds", (), "kinds of questions"),
+        ("counts", (2, 5), r"from 2 to 4 objects, not \(2, 5\)"),
+        ("counts", (), "from 2 to 4 objects"),
         ("seed", -1, "at least 0"),
         ("held_out", -1, "at least 0"),
     ],

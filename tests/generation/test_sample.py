@@ -23,6 +23,16 @@ def theirs(values, *warpers):
     return values.numpy()
 
 
+def test_guidance_gives_both_halves_the_same_tokens():
+    given = jnp.asarray(logits(11, rows=6)).at[0, 4].set(-jnp.inf).at[3, 4].set(-jnp.inf)
+    tokens = choose(given, Sampling(guidance=3.0), jax.random.key(0))
+    np.testing.assert_array_equal(tokens[:3], tokens[3:])
+    np.testing.assert_array_equal(tokens[1:3], (given[4:] + 3 * (given[1:3] - given[4:])).argmax(-1))
+    assert tokens[0] != 4, "what cannot be drawn was drawn"
+    drawn = choose(given, Sampling(1.0, guidance=3.0), jax.random.key(1))
+    np.testing.assert_array_equal(drawn[:3], drawn[3:])
+
+
 @pytest.mark.parametrize("vocabulary", [7, 1000, 50_257])
 @pytest.mark.parametrize("count", [1, 3, 50, 100_000])
 def test_top_k_keeps_what_transformers_keeps(count, vocabulary):

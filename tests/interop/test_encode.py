@@ -18,6 +18,7 @@ from jmm.errors import UserError
 from jmm.experiment import MeshShape
 from jmm.interop.convert import save
 from jmm.interop.encode import encode
+from jmm.interop.model import load
 from jmm.model import Model
 from jmm.models import vit
 from jmm.models.vqgan import Config, GridConfig
@@ -56,6 +57,13 @@ def test_what_is_written_is_what_the_tokenizer_gives(tokenizer, tmp_path):
     assert len(np.unique(codes)) > 3
     described = json.loads((tmp_path / "codes" / "codes.json").read_text())
     assert described["num_codes"] == 40 and described["grid"] == [8, 8]
+    kept = load(second.tokenizer)
+    np.testing.assert_array_equal(kept(**kept.preprocess(images=images))["codes"], codes)
+    again = tmp_path / "again"
+    encode(tokenizer, second, again, count=2)
+    np.testing.assert_array_equal(
+        Codes(str(again), DATA).source("train")[1]["codes"], second.source("train")[1]["codes"]
+    )
 
 
 def test_batches_of_the_second_stage(tokenizer, tmp_path):

@@ -177,6 +177,23 @@ def test_rows_of_the_loss_have_its_mean(path):
     np.testing.assert_allclose(found.rows.mean(), found.value, rtol=1e-5)
 
 
+def test_text_is_dropped_from_a_share_of_the_examples():
+    """Each row's loss is that of its text or of none, as the key says."""
+    config, module, variables, batch = read(read_golden(FILES[0]))
+    batch = {name: jnp.concatenate([each] * 8) for name, each in batch.items()}
+    losses = {}
+    for share in (0.0, 0.5):
+        of_share = jax.jit(partial(replace(config, drop_text=share).loss, module))
+        losses[share] = of_share(variables, batch, KEYS).rows
+    none = {**batch, "text_mask": jnp.zeros_like(batch["text_mask"])}
+    without = jax.jit(partial(config.loss, module))(variables, none, KEYS).rows
+    dropped = np.isclose(losses[0.5], without, rtol=1e-5)
+    np.testing.assert_allclose(losses[0.5], np.where(dropped, without, losses[0.0]), rtol=1e-5)
+    assert 0 < dropped.sum() < len(dropped)
+    with pytest.raises(UserError, match="drop_text is a share of the examples"):
+        replace(config, drop_text=1.0)
+
+
 def model_of(config, variables):
     return Model(config, config.build(), variables, Preprocess(), make_mesh(MeshShape(), jax.devices()[:1]))
 

@@ -142,7 +142,7 @@ def test_a_cache_writes_what_reading_all_anew_writes():
         count = config.length - given.shape[1]
         written = generate(model, {"codes": given}, max_new_tokens=count).ids
         codes = jnp.concatenate([given, written], axis=1).reshape(2, 3, 4)
-        image = module.apply(model.variables, codes, method="paint")
+        image = module.apply(model.variables, codes, method="decode")
         again = model(image=image)
         np.testing.assert_array_equal(again["codes"], codes)
         np.testing.assert_array_equal(again["logits"][:, -count:].argmax(-1), written)

@@ -215,7 +215,7 @@ def test_a_codebook_is_the_same_on_any_mesh(shape, unit_length):
         step = jax.jit(lambda state, x, key: quantizer.apply(state, x, True, rngs={"codes": key}, mutable=["codebook"]))
         for index, x in enumerate(batches):
             quantized, state = step(state, place(x), jax.random.key(index))
-            found.append(nearest_code(x, quantized.vectors))
+            found.append(float(nearest_code(x, quantized.vectors)))
         return np.array(found), state["codebook"]["book"]
 
     mesh = make_mesh(shape)
