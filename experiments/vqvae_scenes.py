@@ -1,6 +1,10 @@
 """A VQ-VAE makes drawn scenes of 256 ids each, entirely offline.
 
-jmm train experiments/vqvae_scenes.py --workdir runs/vqvae
+    jmm train experiments/vqvae_scenes.py --workdir runs/vqvae
+
+On 400 held-out scenes (2026-11-22, two CPU cores, 11 minutes beside some tests, on Linux with
+GLIBC_TUNABLES=glibc.malloc.hugetlb=1): PSNR 28.78 dB, all 256 codes in use, perplexity 211; after half of the steps
+25.81 dB and 98 %.
 """
 
 from data_pipelines.scenes import Scenes
@@ -26,7 +30,7 @@ def experiment() -> Experiment:
             critic=None,
         ),
         data=data,
-        steps=2000,
+        steps=1000,
         batch_size=16,
         optimizer=Optimizer(learning_rate=2e-3, warmup_steps=100, b2=0.99, weight_decay=0.0, average=0.998),
         checkpoint=Checkpoint(every=500),

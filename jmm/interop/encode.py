@@ -40,7 +40,7 @@ def encode(model: Model, dataset: Dataset, folder: Path, count: int | None = Non
         config: Any = model.config
         described = {"grid": shape, "num_codes": config.num_codes, "examples": limits}
         described["tokenizer"] = type(model.config).__module__
-        save(model, beside / TOKENIZER)
+        save(model, beside / TOKENIZER, "jmm")
         (beside / DESCRIPTION).write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
     return limits
 
