@@ -1,13 +1,21 @@
-"""Shapes in signatures are checked while tests run; devices are eight emulated ones."""
+"""Shapes in signatures are checked while tests run; devices are eight emulated ones; programs are compiled once."""
 
 import gc
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 # Before jax is imported: eight devices, and no accelerator that the machine happens to have.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")
+# Compiling is most of the tests' time. LLVM may leave the code as it is, and a program that one test has compiled is
+# read by the next one, in whatever process that runs. `JAX_DISABLE_MOST_OPTIMIZATIONS=0` tests what users run.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    compiled = tempfile.TemporaryDirectory(prefix="jmm-tests-")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = compiled.name
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 
 import jax
 import pytest
