@@ -37,6 +37,6 @@ def experiment() -> Experiment:
         batch_size=16,
         optimizer=Optimizer(learning_rate=1e-3, warmup_steps=100, b2=0.95, weight_decay=0.05, average=0.998),
         checkpoint=Checkpoint(every=1000),
-        evaluations=(Drawings(100, Manner(top_p=0.9)),),
+        evaluations=(Drawings(count=100, manner=Manner(top_p=0.9)),),
         data_threads=1,
     )

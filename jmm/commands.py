@@ -51,16 +51,20 @@ def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
     sub.add_argument(
         "--to", type=Path, default=Path("generated.png"), metavar="FILE.png", help="(default: %(default)s)"
     )
-    sub.add_argument(
-        "--tokenizer", type=Path, metavar="DIR2", help="the image tokenizer (default: the one it learnt by)"
-    )
+    add_tokenizer(sub)
     sub.add_argument("--image-prompt", type=Path, metavar="IMAGE", help="a picture that all of them continue")
     sub.add_argument("--rows", type=positive, metavar="N", help="how many rows of its codes are kept (default: half)")
     sub.add_argument("--temperature", type=float, default=1.0, metavar="T", help="0: always the likeliest (default: 1)")
     sub.add_argument("--top-k", type=positive, metavar="N", help="draw from so many likeliest codes")
     sub.add_argument("--top-p", type=float, metavar="P", help="draw from the likeliest codes of this probability")
     sub.add_argument("--guidance", type=float, default=1.0, metavar="G", help="above 1: follow the prompt more closely")
-    sub.add_argument("--clip", type=Path, metavar="DIR3", help="a CLIP that chooses the pictures likest the prompt")
+    sub.add_argument(
+        "--clip",
+        type=Path,
+        metavar="DIR3",
+        help="a CLIP that chooses the pictures likest the prompt, or, where DIR is a tokenizer, leads it there",
+    )
+    sub.add_argument("--steps", type=positive, metavar="N", help="of a tokenizer that a --clip leads (default: 200)")
     sub.add_argument("--candidates", type=positive, metavar="M", help="how many it chooses from (default: 4 · N)")
     sub.add_argument("--seed", type=int, default=0, metavar="I", help="the same one draws the same (default: 0)")
 
@@ -76,6 +80,17 @@ def add_writing(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--beams", type=positive, default=1, metavar="N", help="search with so many hypotheses")
     sub.add_argument(
         "--max-new-tokens", type=positive, metavar="N", help="the longest text (default: as the model is used to)"
+    )
+    add_tokenizer(sub)
+
+
+def add_tokenizer(sub: argparse.ArgumentParser) -> None:
+    """For models of codes."""
+    sub.add_argument(
+        "--tokenizer",
+        type=Path,
+        metavar="DIR2",
+        help="of a model of codes, what makes them of pictures (default: what it learnt by)",
     )
 
 
@@ -138,12 +153,11 @@ def load_clip(workdir: Path) -> Any:
 def caption(options: argparse.Namespace) -> Result:
     """jmm caption DIR photo.png [more.png …]"""
     from data_pipelines.images import read_image
-    from jmm.generation import write_texts
 
     images = [read_image(path) for path in options.images]
     model = load_writer(options.workdir)
     prompt = model.preprocess.describe if options.prompt is None else options.prompt
-    texts = write_texts(model, images, prompt, beams=options.beams, max_new_tokens=options.max_new_tokens)
+    texts = written(options, model, images, prompt)
     found = [{"image": str(path), "caption": text} for path, text in zip(options.images, texts, strict=True)]
     lines = [f"{each['image']}: {one_line(each['caption'])}" for each in found]
     return {"text": "\n".join(lines), "prompt": prompt, "images": found}
@@ -152,14 +166,13 @@ def caption(options: argparse.Namespace) -> Result:
 def answer(options: argparse.Namespace) -> Result:
     """jmm answer DIR photo.png "what colour is the cube?" """
     from data_pipelines.images import read_image
-    from jmm.generation import write_texts
 
     if not options.question.strip():
         raise UserError("the question is empty; ask one about the picture", code=2)
     image = read_image(options.image)
     model = load_writer(options.workdir)
     prompt = model.preprocess.ask.replace("{}", options.question)
-    (text,) = write_texts(model, [image], prompt, beams=options.beams, max_new_tokens=options.max_new_tokens)
+    (text,) = written(options, model, [image], prompt)
     return {
         "text": one_line(text),
         "image": str(options.image),
@@ -186,6 +199,10 @@ def generate(options: argparse.Namespace) -> Result:
         raise UserError(f"there is no folder {options.to.parent} for --to {options.to.name}", code=2)
     beginning = read_image(options.image_prompt) if options.image_prompt else None
     model = jmm.load(options.workdir)
+    if hasattr(model.module, "look_up") and options.clip:
+        return draw_by_gradient(options, model)
+    if options.steps:
+        raise UserError("--steps are of a tokenizer that a --clip leads to the prompt", code=2)
     tokenizer = load_tokenizer(options.workdir, options.tokenizer)
     number = max(options.count, options.candidates or 4 * options.count) if options.clip else options.count
     images = draw_images(
@@ -207,18 +224,45 @@ def generate(options: argparse.Namespace) -> Result:
     return {"text": f"{'written':<28}{options.to}", **result}
 
 
+def draw_by_gradient(options: argparse.Namespace, tokenizer: Any) -> Result:
+    """Pictures of a tokenizer's codes that a CLIP finds like the prompt, a row of them for each part of the way."""
+    from jmm.evaluation.pictures import sheet
+    from jmm.generation.pursuit import Pursuit, pursue
+
+    others = {
+        "--tokenizer": options.tokenizer,
+        "--image-prompt": options.image_prompt,
+        "--candidates": options.candidates,
+        "--temperature": options.temperature != 1,
+        "--top-k": options.top_k,
+        "--top-p": options.top_p,
+        "--guidance": options.guidance != 1,
+    }
+    wrong = next((name for name, given in others.items() if given), None)
+    if wrong:
+        raise UserError(f"{wrong} is of models that draw code by code; a tokenizer's are found by gradient", code=2)
+    manner = Pursuit() if options.steps is None else Pursuit(steps=options.steps)
+    found = pursue(
+        tokenizer, jmm.load(options.clip), options.prompt, count=options.count, manner=manner, seed=options.seed
+    )
+    sheet(options.to, [image for stage in found.images for image in stage], columns=options.count)
+    best = {"similarity": found.similarity[-1].tolist(), "steps": list(found.steps)}
+    text = f"{'written':<28}{options.to}, a row after each of {', '.join(map(str, found.steps))} steps"
+    return {"text": text, "picture": str(options.to), "prompt": options.prompt, "count": options.count, **best}
+
+
 def load_tokenizer(workdir: Path, tokenizer: Path | None) -> Any:
     """The tokenizer that is named, or else the one beside the codes that a workdir's model was trained on; None where
     there is neither."""
-    from data_pipelines.codes import Codes
+    from data_pipelines.stream import codes_of
     from jmm.training.workdir import EXPERIMENT_FILE, read_experiment
 
     if tokenizer is None and (workdir / EXPERIMENT_FILE).exists():
-        data = read_experiment(workdir).data
-        if isinstance(data, Codes):
-            if not data.tokenizer.is_dir():
-                raise UserError(f"the tokenizer {data.tokenizer} is no longer there; name it with --tokenizer")
-            tokenizer = data.tokenizer
+        codes = codes_of(read_experiment(workdir).data)
+        if codes is not None:
+            if not codes.tokenizer.is_dir():
+                raise UserError(f"the tokenizer {codes.tokenizer} is no longer there; name it with --tokenizer")
+            tokenizer = codes.tokenizer
     return None if tokenizer is None else jmm.load(tokenizer)
 
 
@@ -240,6 +284,26 @@ def one_line(text: str) -> str:
     return " ".join(text.split())
 
 
+def written(options: argparse.Namespace, model: Any, images: list[Any], prompt: str) -> list[str]:
+    """What a model writes about pictures, or about the codes that a tokenizer makes of them."""
+    import numpy as np
+
+    from jmm.generation import tell, write_texts
+    from jmm.generation.images import encode
+    from jmm.protocol import inputs_of
+
+    beams, room = options.beams, options.max_new_tokens
+    if inputs_of(model.module, {"image": 0}, "prefill"):
+        if options.tokenizer:
+            raise UserError(f"{type(model.module).__name__} looks at pictures itself, without a --tokenizer", code=2)
+        return write_texts(model, images, prompt, beams=beams, max_new_tokens=room)
+    tokenizer = load_tokenizer(options.workdir, options.tokenizer)
+    if tokenizer is None:
+        raise UserError(f"{type(model.module).__name__} reads codes; name what makes them of pictures with --tokenizer")
+    codes = np.stack([encode(tokenizer, image) for image in images])
+    return tell(model, codes, [prompt] * len(images), beams=beams, max_new_tokens=room)
+
+
 def load_writer(workdir: Path) -> Any:
     """The model of a workdir or checkpoint, if it writes about pictures."""
     from jmm.protocol import Writer, inputs_of
@@ -248,6 +312,7 @@ def load_writer(workdir: Path) -> Any:
     what = f"{workdir} holds a {type(model.module).__name__}"
     if not isinstance(model.module, Writer):
         raise UserError(f"{what}, which writes no text")
-    if not inputs_of(model.module, {"image": 0}, "prefill"):
+    reads = set(inputs_of(model.module, {"image": 0, "codes": 0, "target": 0}, "prefill"))
+    if not reads & {"image"} and not reads >= {"codes", "target"}:
         raise UserError(f"{what}, which writes without looking at pictures")
     return model

@@ -130,9 +130,9 @@ def rows(path: Path, images: Mapping[str, Sequence[np.ndarray]]) -> None:
     _save(figure, path)
 
 
-def sheet(path: Path, images: Sequence[np.ndarray]) -> None:
-    """Pictures of one size as one PNG, side by side in about as many rows as columns, enlarged by a whole factor so
-    that their pixels can be seen.
+def sheet(path: Path, images: Sequence[np.ndarray], columns: int | None = None) -> None:
+    """Pictures of one size as one PNG, side by side in so many columns, or about as many as rows, enlarged by a whole
+    factor so that their pixels can be seen.
 
     Raises:
       UserError: the file cannot be written.
@@ -140,7 +140,7 @@ def sheet(path: Path, images: Sequence[np.ndarray]) -> None:
     from PIL import Image
 
     height, width, _ = images[0].shape
-    factor, columns = max(1, SIDE // min(height, width)), math.ceil(math.sqrt(len(images)))
+    factor, columns = max(1, SIDE // min(height, width)), columns or math.ceil(math.sqrt(len(images)))
     height, width = height * factor + MARGIN, width * factor + MARGIN
     whole = np.full((-(-len(images) // columns) * height + MARGIN, columns * width + MARGIN, 3), 255, np.uint8)
     for i, image in enumerate(images):
@@ -151,11 +151,6 @@ def sheet(path: Path, images: Sequence[np.ndarray]) -> None:
         Image.fromarray(whole).save(path, "PNG")
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror or error}") from error
-
-
-def as_bytes(images: np.ndarray) -> np.ndarray:
-    """Pixels from [-1, 1] to 0–255."""
-    return np.rint((np.clip(images, -1, 1) + 1) * 127.5).astype(np.uint8)
 
 
 def looks(

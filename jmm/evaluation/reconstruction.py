@@ -9,11 +9,14 @@ import jax
 import numpy as np
 from jaxtyping import Float, Int
 
+import jmm
 from data_pipelines.pipeline import held_out
 from data_pipelines.preprocess import Arrays
 from data_pipelines.protocol import Dataset
 from jmm.errors import UserError
 from jmm.evaluation import pictures
+from jmm.evaluation.frechet import distance
+from jmm.generation.images import as_bytes
 from jmm.model import Model
 from jmm.protocol import forward
 
@@ -27,12 +30,15 @@ class Reconstruction:
 
     count: int | None = None
     """Of held-out examples, drawn once for all; None: all."""
+    features: str = ""
+    """The folder of a model in whose eyes images and what was made of them are compared (`jmm.evaluation.frechet`)."""
     name: str = "reconstruction"
     """What the figures are called."""
 
     def run(self, model: Model, data: Dataset) -> dict[str, float]:
         """reconstruction/psnr in dB; reconstruction/usage, the share of all codes that some image has; and
-        reconstruction/perplexity, the number of codes that as even a use would need."""
+        reconstruction/perplexity, the number of codes that as even a use would need; with the features of a model
+        the Fréchet distance, reconstruction/frechet_clip_image_embedding."""
         found = self._outputs(model, data, self.count)
         config: Any = model.config
         uses = np.bincount(found["codes"].ravel(), minlength=config.num_codes)
@@ -41,16 +47,16 @@ class Reconstruction:
             "usage": float((uses > 0).mean()),
             "perplexity": perplexity(uses),
         }
+        if self.features:
+            sets = (list(as_bytes(found[name])) for name in ("image", "made"))
+            figures.update([distance(jmm.load(self.features), *sets)])
         return {f"{self.name}/{name}": value for name, value in figures.items()}
 
     def draw(self, model: Model, data: Dataset, folder: Path) -> list[Path]:
         """Some images, and below each what was made of its codes."""
         found = self._outputs(model, data, min(SHOWN, self.count or SHOWN))
         path = folder / f"{self.name}.png"
-        made = {
-            name: list(pictures.as_bytes(found[field]))
-            for name, field in (("image", "image"), ("of its codes", "made"))
-        }
+        made = {name: list(as_bytes(found[field])) for name, field in (("image", "image"), ("of its codes", "made"))}
         pictures.rows(path, made)
         return [path]
 

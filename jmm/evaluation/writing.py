@@ -11,7 +11,7 @@ from data_pipelines.pipeline import held_out_examples
 from data_pipelines.protocol import Dataset, Example
 from jmm.errors import UserError
 from jmm.evaluation.pictures import INK, PALE, RIGHT, WRONG
-from jmm.generation.texts import write_texts
+from jmm.generation.texts import tell, write_texts
 from jmm.model import Model
 
 
@@ -74,7 +74,11 @@ def write_held_out(
     if images and len(images) < len(examples):
         raise UserError(f"only {len(images)} of {len(examples)} examples have a picture; evaluate the parts one by one")
     asked = [example.get("prompt", model.preprocess.describe) if prompt is None else prompt for example in examples]
-    texts = write_texts(model, images or None, asked, max_new_tokens=max_new_tokens, beams=beams)
+    if all("codes" in example for example in examples):
+        codes = np.stack([example["codes"] for example in examples])
+        texts = tell(model, codes, asked, max_new_tokens=max_new_tokens, beams=beams)
+    else:
+        texts = write_texts(model, images or None, asked, max_new_tokens=max_new_tokens, beams=beams)
     return [Written(*each, right_of(each[0])) for each in zip(examples, asked, texts, strict=True)]
 
 

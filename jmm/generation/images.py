@@ -9,16 +9,13 @@ import flax.linen as nn
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Int, UInt8
+from jaxtyping import Float, Int, UInt8
 
 from jmm.distributed.sharding import on_mesh, replicated
 from jmm.errors import UserError
 from jmm.generation.generate import generate, writer
 from jmm.model import Model
 from jmm.protocol import inputs_of
-
-BYTES = 127.5
-"""Of a step of 1 in pixels from -1 to 1."""
 
 
 @dataclass(frozen=True)
@@ -123,8 +120,13 @@ def paint(tokenizer: Model, codes: Int[np.ndarray, "N h w"]) -> UInt8[np.ndarray
         places = np.minimum(np.arange(start, start + size), len(codes) - 1)
         with on_mesh(tokenizer.mesh):
             images = np.asarray(run(tokenizer.variables, codes[places]))[: len(codes) - start]
-        painted.append(np.rint((np.clip(images, -1, 1) + 1) * BYTES).astype(np.uint8))
+        painted.append(as_bytes(images))
     return np.concatenate(painted)
+
+
+def as_bytes(images: Float[np.ndarray, "*B H W C"]) -> UInt8[np.ndarray, "*B H W C"]:
+    """Pixels from [-1, 1] to 0–255."""
+    return np.rint((np.clip(images, -1, 1) + 1) * 127.5).astype(np.uint8)
 
 
 @lru_cache(maxsize=32)

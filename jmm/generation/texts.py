@@ -4,9 +4,12 @@ from collections.abc import Mapping, Sequence
 from typing import TypedDict, Unpack
 
 import numpy as np
+from jaxtyping import Int
 
+from data_pipelines.stream import TELL
 from jmm.errors import UserError
 from jmm.generation.generate import generate, writer
+from jmm.generation.write import Written
 from jmm.model import Model
 from jmm.protocol import inputs_of
 
@@ -74,9 +77,55 @@ def write_texts(
             seed=seed + number,
             **manner,
         )
-        ids, lengths = (np.asarray(each)[: rows - start] for each in written)
-        texts += [tokenizer.decode(row[:length].tolist()) for row, length in zip(ids, lengths, strict=True)]
+        texts += _decoded(model, written, rows - start)
     return texts
+
+
+def tell(
+    model: Model,
+    codes: Int[np.ndarray, "N h w"],
+    prompts: Sequence[str],
+    *,
+    max_new_tokens: int | None = None,
+    seed: int = 0,
+    **manner: Unpack[Manner],
+) -> list[str]:
+    """What a model of text, image and right text writes behind the codes of each picture: its caption, or the answer to
+    the prompt before it.
+
+    Arguments as of `write_texts`.
+
+    Raises:
+      UserError: the model reads no text behind an image; and as `generate` does.
+    """
+    preprocess, room = model.preprocess, model.preprocess.target_length
+    if not {"codes", "target"} <= set(inputs_of(writer(model), {"codes": 0, "target": 0}, "prefill")) or room is None:
+        raise UserError(f"{type(model.module).__name__} writes nothing behind the codes of a picture; a RuDOLPH does")
+    start = preprocess.pair("", TELL)
+    begin = start["target"][start["target_mask"]][:-1]
+    rows, end = len(prompts), preprocess.tokenizer.end_id
+    given = preprocess(texts=prompts) | {"codes": codes.reshape(rows, -1)}
+    given["target"] = np.broadcast_to(begin, (rows, len(begin)))
+    size, texts = min(model.batch_size, rows), []
+    for number, first in enumerate(range(0, rows, size)):
+        places = np.minimum(np.arange(first, first + size), rows - 1)
+        written = generate(
+            model,
+            {name: each[places] for name, each in given.items()},
+            max_new_tokens=room - len(begin) if max_new_tokens is None else max_new_tokens,
+            stop_ids=() if end is None else (end,),
+            pad_id=preprocess.tokenizer.pad_id,
+            seed=seed + number,
+            **manner,
+        )
+        texts += _decoded(model, written, rows - first)
+    return texts
+
+
+def _decoded(model: Model, written: Written, count: int) -> list[str]:
+    ids, lengths = (np.asarray(each)[:count] for each in written)
+    tokenizer = model.preprocess.tokenizer
+    return [tokenizer.decode(row[:length].tolist()) for row, length in zip(ids, lengths, strict=True)]
 
 
 def complete(

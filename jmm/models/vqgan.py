@@ -303,8 +303,14 @@ class VQGAN(nn.Module):
 
     def decode(self, codes: Int[Array, "B h w"]) -> Float[Array, "B H W C"]:
         """The image of codes."""
-        drawn = isinstance(self.config.quantizer, Drawn)
-        return self.decode_vectors(self.quantizer.look_up(codes[..., None] if drawn else codes))
+        return self.decode_vectors(self.look_up(codes))
+
+    def look_up(self, codes: Int[Array, "*B h w"]) -> Float[Array, "*B h w D"]:
+        """The vectors of codes."""
+        vectors: jax.Array = self.quantizer.look_up(
+            codes[..., None] if isinstance(self.config.quantizer, Drawn) else codes
+        )
+        return vectors
 
     def paint(self, features: Float[Array, "B H W D"]) -> Float[Array, "B H W C"]:
         """The image of the decoder's features."""

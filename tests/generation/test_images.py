@@ -21,6 +21,7 @@ from jmm.interop.convert import save
 from jmm.model import Model
 from jmm.models import clip, dalle, image_gpt, vit, vqgan
 from jmm.parts.transformer import TransformerConfig
+from jmm.protocol import inputs_of
 
 DATA = Scenes("caption", plain=True, counts=(2,), words=0.0, text_length=16)
 PROMPT = "a large red circle above a small blue square"
@@ -33,7 +34,8 @@ PIXELS = image_gpt.Config(TransformerConfig(16, 2, 2, 16), (6, 4), 3, 27)
 
 def model_of(config, image_size=(32, 32), batch_size=3):
     module, key = config.build(), jax.random.key(0)
-    fields = {name: jnp.zeros(each.shape, each.dtype) for name, each in config.batch_spec(1).items()}
+    spec = inputs_of(module, config.batch_spec(1))
+    fields = {name: jnp.zeros(each.shape, each.dtype) for name, each in spec.items()}
     abstract, rng = jax.eval_shape(partial(module.init, key), **fields), np.random.default_rng(0)
     variables = jax.tree.map(lambda leaf: jnp.asarray(0.3 * rng.standard_normal(leaf.shape), leaf.dtype), abstract)
     if "buffers" in variables:
