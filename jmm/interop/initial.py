@@ -79,12 +79,17 @@ def _of_common_parts(theirs: Any, ours: Any) -> Iterator[tuple[str, Any, Any]]:
 
 
 def _but_fresh(experiment: Experiment, variables: Variables) -> Variables:
-    """The variables of the experiment's system, of those of another; None where a parameter starts anew."""
+    """The variables of the experiment's system, of those of another; None where one starts anew."""
     wanted, held = abstract(experiment.model), flatten(variables)
-    anew = {path for path in flatten({"params": wanted["params"]}) if any(re.search(p, path) for p in experiment.fresh)}
-    shapes = {path: leaf.shape for path, leaf in flatten(wanted).items()}
-    lost = [path for path, shape in shapes.items() if path not in anew and getattr(held.get(path), "shape", 0) != shape]
+    anew = {
+        path
+        for name, tree in wanted.items()
+        for path in flatten({name: tree})
+        if any(re.search(pattern, path.removeprefix(f"{name}/")) for pattern in experiment.fresh)
+    }
+    shapes = {path: leaf.shape for path, leaf in flatten(wanted).items() if path not in anew}
+    lost = [path for path, shape in shapes.items() if getattr(held.get(path), "shape", 0) != shape]
     if lost:
         raise UserError(f"{experiment.initial} has no {', '.join(lost)} of such a shape; fresh names what starts anew")
-    found: Variables = unflatten({path: None if path in anew else held[path] for path in shapes}, wanted)
+    found: Variables = unflatten({path: None if path in anew else held[path] for path in flatten(wanted)}, wanted)
     return found

@@ -5,6 +5,7 @@
          image ◄─ convolution ◄─ decoder ◄───────────────── 1×1 ◄─┤
                                     └┄┄┄┄┄ MoVQ: its norms see the codes ┄┘
     critic: a logit for each window of an image, real or made
+    image: a network that does not learn, in whose eyes the two images should be alike
 
 Without a critic it is a VQ-VAE (van den Oord et al. 2017) of these networks, with `modulated` MoVQ (Zheng et al. 2022),
 the tokenizer of Kandinsky 2.1, and with `Drawn` codes the Gumbel variant, the tokenizer of ruDALL-E. Both players learn
@@ -17,7 +18,8 @@ Checked: CompVis/taming-transformers, ai-forever/ru-dalle and ai-forever/Kandins
 (tests/models/test_vqgan.py).
 """
 
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
@@ -28,15 +30,19 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from jmm.errors import UserError
+from jmm.models.vit import ImageEncoder, ImageTower
 from jmm.objectives.adversarial import balance, deceit, hinge
+from jmm.objectives.perceptual import perceptual
 from jmm.objectives.quantization import Weighted, code_use, divergence_from_uniform, half_cosine, nearest_code
 from jmm.parts.autoencoder import Conv, Decoder, Encoder, GridConfig
 from jmm.parts.discriminator import PatchDiscriminator
 from jmm.parts.pooling import unit
 from jmm.parts.quantizers import GumbelQuantizer, MovingAverageQuantizer, VectorQuantizer, straight_through
+from jmm.parts.resnet import Stage
+from jmm.parts.transformer import Block, unstack
 from jmm.protocol import Batch, Loss, Outputs, Variables
 
-__all__ = ["VARIANTS", "VQGAN", "Config", "Critic", "Drawn", "Following", "GridConfig", "Learned"]
+__all__ = ["VARIANTS", "VQGAN", "Config", "Critic", "Drawn", "Following", "GridConfig", "Learned", "Perceptual"]
 
 
 @dataclass(frozen=True)
@@ -92,6 +98,18 @@ class Critic:
 
 
 @dataclass(frozen=True)
+class Perceptual:
+    """A network that looks at images and does not learn. It is called `image`, as in a ViT or a CLIP, from whose folder
+    an experiment's `initial` takes its weights while `fresh` names all others; else they stay random, which is a
+    measure too (Amir & Weiss 2021). `Optimizer.freeze` has to hold `^image/`, or weight decay wears them away."""
+
+    tower: ImageTower
+    """Every layer of it is compared, and every stage of its convolutions."""
+    weight: float = 1.0
+    """Of what it sees, beside the distance of the pixels."""
+
+
+@dataclass(frozen=True)
 class Config:
     """Two networks, what stands between them, and a critic."""
 
@@ -113,6 +131,14 @@ class Config:
     """Of the pixels of an image from those of its reconstruction."""
     critic: Critic | None = field(default_factory=Critic)
     """The second player; None: there is none."""
+    perceptual: Perceptual | None = None
+    """In whose eyes a reconstruction should be like its image, too; None: pixels alone count."""
+
+    def __post_init__(self) -> None:
+        """Raises UserError for a tower of other images."""
+        seen = self.channels if self.perceptual is None else self.perceptual.tower.channels
+        if seen != self.channels:
+            raise UserError(f"perceptual.tower looks at images of {seen} channels, these have {self.channels}")
 
     @property
     def anneals(self) -> bool:
@@ -138,9 +164,9 @@ class Config:
         return {"image": jax.ShapeDtypeStruct((batch_size, *self.image_size, self.channels), jnp.float32)}
 
     def loss(self, module: nn.Module, variables: Variables, batch: Batch, rngs: dict[str, jax.Array]) -> Loss:
-        """The reconstruction, what the quantiser asks for, and from step `start` on what the critic says of the image
-        made, by the weight at which it pulls the last kernel as the reconstruction does (section 3.1, equation 7), and
-        the critic's own hinge loss."""
+        """The reconstruction, in pixels and in the eyes of a network, what the quantiser asks for, and from step
+        `start` on what the critic says of the image made, by the weight at which it pulls the last kernel as the
+        reconstruction does (section 3.1, equation 7), and the critic's own hinge loss."""
         return self.losses(module, variables, batch, rngs, train=True)
 
     def losses(
@@ -163,11 +189,20 @@ class Config:
             mutable=moving,
         )
 
+        features_of = self._features_of(module, variables)
+        true = features_of(image)
+
         def far(made: jax.Array) -> jax.Array:
             gap = made - image
-            return (jnp.abs(gap) if self.distance == "absolute" else jnp.square(gap)).mean()
+            pixels = (jnp.abs(gap) if self.distance == "absolute" else jnp.square(gap)).mean()
+            return pixels if self.perceptual is None else pixels + self.perceptual.weight * unlike(made)
+
+        def unlike(made: jax.Array) -> jax.Array:
+            return perceptual(features_of(made), true)
 
         metrics = {"reconstruction": far(made.image), "quantization": self._quantization(made)}
+        if self.perceptual is not None:
+            metrics["perceptual"] = unlike(made.image)
         value = metrics["reconstruction"] + metrics["quantization"]
         if self.critic is not None:
             params = variables["params"]
@@ -198,6 +233,25 @@ class Config:
         if self.anneals:
             updates = {**updates, "annealing": {"steps": steps + 1}}
         return Loss(value, metrics, updates)
+
+    def _features_of(self, module: nn.Module, variables: Variables) -> Callable[[jax.Array], list[jax.Array]]:
+        """What every layer of the network that looks says of an image; none of it learns."""
+        if self.perceptual is None:
+            return lambda image: []
+        apply: Any = module.apply
+        still = unstack(stop_gradient({name: tree for name, tree in variables.items() if name != "average"}))
+
+        def look(image: jax.Array) -> list[jax.Array]:
+            kept = apply(
+                still,
+                image,
+                method="look",
+                capture_intermediates=lambda each, method: isinstance(each, Block | Stage) and method == "__call__",
+                mutable=["intermediates"],
+            )[1]
+            return jax.tree.leaves(kept["intermediates"])
+
+        return look
 
     def _quantization(self, made: "Made") -> Float[Array, ""]:
         """What the quantiser asks for. A codebook that follows learns nothing by it."""
@@ -254,13 +308,16 @@ class VQGAN(nn.Module):
         self.last = Conv(config.channels, dtype=self.dtype)
         if config.critic is not None:
             self.critic = PatchDiscriminator(config.critic.width, config.critic.layers, self.dtype)
+        if config.perceptual is not None:
+            self.image = ImageEncoder(replace(config.perceptual.tower, pool="none"), self.dtype)
         if config.anneals:
             self.steps = self.variable("annealing", "steps", lambda: jnp.zeros((), jnp.int32))
 
     def __call__(self, *, image: Float[Array, "B H W C"], train: bool = False) -> Outputs:
         """Gives vectors, codes and the image of the codes; of drawn ones code_logits."""
-        if self.is_initializing() and self.config.critic is not None:
-            self.critic(image)
+        if self.is_initializing():
+            for player in (self.judge, self.look):
+                player(image)
         made = self.make(image, jnp.ones(()), None, False)
         outputs = {"vectors": made.vectors, "codes": made.codes, "image": made.image}
         return outputs if made.logits is None else outputs | {"code_logits": made.logits}
@@ -316,9 +373,13 @@ class VQGAN(nn.Module):
         """The image of the decoder's features."""
         return self.last(features).astype(jnp.float32)
 
-    def judge(self, image: Float[Array, "B H W C"], train: bool = False) -> Float[Array, "B i j"]:
+    def judge(self, image: Float[Array, "B H W C"], train: bool = False) -> Float[Array, "B i j"] | None:
         """The critic's logits: high where the image seems real."""
-        return self.critic(image, train)
+        return None if self.config.critic is None else self.critic(image, train)
+
+    def look(self, image: Float[Array, "B H W C"]) -> Float[Array, "B N D"] | None:
+        """The features of the network in whose eyes images are compared."""
+        return None if self.config.perceptual is None else self.image(image)[0]
 
     def _quantize(
         self, vectors: Float[Array, "B h w E"], temperature: Float[Array, ""], key: jax.Array | None, train: bool

@@ -48,10 +48,13 @@ class Program:
         if initial is None:
             return state
         # The random weights go before the others come: the devices need not hold both.
-        fresh = split(state.params, self.experiment.fresh)[1]
+        anew = {
+            name: split(tree, self.experiment.fresh)[1]
+            for name, tree in {"params": state.params, **state.collections}.items()
+        }
         state = state.replace(params=None, collections=None, average=None)
-        collections = dict(initial(self.mesh))
-        params = jax.device_put(merge(collections.pop("params"), fresh), self.shardings.params)
+        collections = {name: merge(tree, anew[name]) for name, tree in initial(self.mesh).items()}
+        params = jax.device_put(collections.pop("params"), self.shardings.params)
         average = None
         if self.experiment.optimizer.average is not None:
             average = jax.tree.map(jnp.copy, split(params, self.experiment.optimizer.freeze)[0])

@@ -10,13 +10,20 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from data_pipelines.preprocess import Preprocess
 from experiments.quickstart import experiment
 from jmm.distributed.mesh import make_mesh
 from jmm.distributed.sharding import on_mesh
 from jmm.errors import UserError
 from jmm.experiment import MeshShape, Optimizer
-from jmm.models.vqgan import VARIANTS, Config, Critic, Drawn, Following, GridConfig, Learned
+from jmm.interop.convert import save
+from jmm.interop.initial import initial_weights
+from jmm.model import Model
+from jmm.models import vit
+from jmm.models.vit import ImageTower
+from jmm.models.vqgan import VARIANTS, Config, Critic, Drawn, Following, GridConfig, Learned, Perceptual
 from jmm.objectives.quantization import nearest_code
+from jmm.parts.transformer import TransformerConfig
 from jmm.training.step import build
 from tests.arrays import assert_close
 from tests.goldens import golden_files, read_golden
@@ -26,6 +33,8 @@ from tests.parts.test_discriminator import variables_of
 TINY = Config(
     (16, 16), 1, GridConfig(4, (1, 2), 1, (1,), 6, 2), 12, 6, Following(restart_below=0.2), critic=Critic(4, 1, start=2)
 )
+TOWER = ImageTower(TransformerConfig(8, 2, 2, 16), (16, 16), 4, 1, stages=(1,), stage_width=4, pool="none")
+LOOKING = replace(TINY, perceptual=Perceptual(TOWER, 0.5))
 RUDALLE = [path for path in golden_files("rudalle_vqgan_gumbel_vae") if "_dwt" not in path.stem]
 """Those whose decoder paints pixels."""
 KEYS = {"dropout": jax.random.key(1)}
@@ -207,10 +216,49 @@ def test_drawn_codes_pass_gradients_to_the_encoder():
     assert "codebook" not in early.updates
 
 
+def test_a_network_that_looks_is_heard_and_does_not_learn():
+    config = replace(LOOKING, critic=None)
+    looking, gradients = played(config, 0)
+    blind, own = played(replace(config, perceptual=Perceptual(TOWER, 0.0)), 0)
+    seen = float(looking.metrics["perceptual"])
+    assert seen > 0
+    assert float(looking.value) == pytest.approx(float(blind.value) + 0.5 * seen, rel=1e-5)
+    assert size(gradients.pop("image")) == 0
+    assert size(jax.tree.map(jnp.subtract, gradients["encoder"], own["encoder"])) > 1e-4
+    # One stage and two layers.
+    look = config._features_of(config.build(), player(config)[0])
+    shapes = [each.shape for each in jax.eval_shape(look, jnp.zeros((3, 16, 16, 1)))]
+    assert sorted(shapes) == [(3, 4, 4, 16), (3, 16, 8), (3, 16, 8)]
+
+
+def test_the_network_that_looks_comes_from_a_folder(tmp_path):
+    known = vit.Config(replace(TOWER, pool="class"), 10)
+    module, mesh = known.build(), make_mesh(MeshShape(), jax.devices()[:1])
+    variables = jax.jit(module.init)(jax.random.key(7), image=jnp.zeros((1, 16, 16, 1)))
+    save(Model(known, module, variables, Preprocess((16, 16), 1), mesh), tmp_path / "vit", "jmm")
+    base = replace(experiment(), model=LOOKING, batch_size=4, steps=3, evaluations=())
+    config = replace(
+        base, initial=str(tmp_path / "vit"), fresh=("^(?!image/)",), optimizer=Optimizer(1e-3, freeze=("^image/",))
+    )
+    config = replace(config, model=replace(LOOKING, perceptual=Perceptual(replace(TOWER, class_token=True))))
+    made = build(config, mesh)
+    state, anew = made.init(initial_weights(config)), made.init()
+    eye = dict(variables["params"]["image"])
+    jax.tree.map(np.testing.assert_array_equal, state.params["image"], eye)
+    for name in ("codebook", "annealing"):
+        jax.tree.map(np.testing.assert_array_equal, state.collections[name], anew.collections[name])
+    with on_mesh(mesh):
+        image = np.random.default_rng(0).uniform(-1, 1, (4, 16, 16, 1)).astype(np.float32)
+        state, _ = made.step(state, made.place({"image": image}))
+    jax.tree.map(np.testing.assert_array_equal, state.params["image"], eye)
+    with pytest.raises(UserError, match=r"perceptual\.tower looks at images of 1 channels, these have 3"):
+        replace(LOOKING, channels=3)
+
+
 def ten_steps(shape, devices):
     """Losses and codebook of a GAN whose dead codes start over."""
-    optimizer = Optimizer(1e-3, clip_norm=None)
-    config = replace(experiment(), model=TINY, batch_size=16, steps=10, evaluations=(), optimizer=optimizer)
+    optimizer = Optimizer(1e-3, clip_norm=None, freeze=("^image/",))
+    config = replace(experiment(), model=LOOKING, batch_size=16, steps=10, evaluations=(), optimizer=optimizer)
     images = np.random.default_rng(0).uniform(-1, 1, (10, 16, 16, 16, 1)).astype(np.float32)
     made = build(config, make_mesh(shape, jax.devices()[:devices]))
     state, losses = made.init(), []
