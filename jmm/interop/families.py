@@ -31,6 +31,14 @@ def family_of(config_json: Mapping[str, Any]) -> Family:
     return FAMILIES[model_type]
 
 
+def as_used(config: Any, variables: Any) -> tuple[Any, Any]:
+    """Our config and variables without what only training needs."""
+    for family in FAMILIES.values():
+        if isinstance(config, family.config):
+            config, variables = family.used(config, variables)
+    return config, variables
+
+
 def family_for(config: Any) -> tuple[Family, dict[str, Any]]:
     """The first family that can express our config, and its config.json.
 

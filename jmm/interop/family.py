@@ -17,6 +17,10 @@ from jmm.parts.transformer import TransformerConfig
 from jmm.protocol import ModelConfig, inputs_of
 
 
+def _all_is_used(config: Any, variables: Any) -> tuple[Any, Any]:
+    return config, variables
+
+
 @dataclass(frozen=True)
 class Family:
     """One `model_type`: how its config.json and its tensors become ours, and back."""
@@ -44,6 +48,8 @@ class Family:
     """What the names of their *.safetensors begin with."""
     pickle: str = "pytorch_model.bin"
     """The name of their older files."""
+    used: Callable[[Any, Any], tuple[Any, Any]] = _all_is_used
+    """Our config and variables without what only training needs, such as a critic."""
 
 
 class Renamed(Mapping[str, Any]):

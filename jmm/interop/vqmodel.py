@@ -1,13 +1,14 @@
 """VQGAN and MoVQ as diffusers names them: its VQModel with either norm."""
 
 from collections.abc import Collection
+from dataclasses import replace
 from typing import Any
 
 from jmm.errors import UserError
 from jmm.interop.family import Family
 from jmm.interop.fields import Fields
 from jmm.interop.table import Row, linear_rows, norm_rows
-from jmm.models.vqgan import Config, GridConfig, Learned
+from jmm.models.vqgan import Config, Following, GridConfig, Learned
 
 READING, WRITING = ("DownEncoderBlock2D", "AttnDownEncoderBlock2D"), ("UpDecoderBlock2D", "AttnUpDecoderBlock2D")
 """Their levels of encoder and decoder, without and with attention."""
@@ -143,6 +144,16 @@ def _table(config: Config) -> list[Row]:
     ]
 
 
+def _used(config: Config, variables: Any) -> tuple[Config, Any]:
+    """Without the other networks of its training; a codebook that followed the vectors is one as any other now."""
+    params = {name: tree for name, tree in variables["params"].items() if name not in ("critic", "image")}
+    config = replace(config, critic=None, perceptual=None)
+    if isinstance(config.quantizer, Following):
+        params["quantizer"] = {"codes": variables["codebook"]["quantizer"]["book"].codes}
+        config = replace(config, quantizer=Learned(unit_length=config.quantizer.unit_length))
+    return config, {"params": params, **{name: variables[name] for name in ("annealing",) if config.anneals}}
+
+
 RENAMES = tuple(
     (rf"\.attentions\.(\d+)\.{older}\.", rf".attentions.\1.{name}.")
     for older, name in {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}.items()
@@ -160,5 +171,6 @@ FAMILIES = (
         RENAMES,
         stem="diffusion_pytorch_model",
         pickle="diffusion_pytorch_model.bin",
+        used=_used,
     ),
 )

@@ -12,11 +12,17 @@ from diffusers import VQModel
 from safetensors.numpy import load_file, save_file
 
 import jmm
+from data_pipelines.preprocess import Preprocess
+from jmm.distributed.mesh import make_mesh
 from jmm.errors import UserError
+from jmm.experiment import MeshShape
 from jmm.interop.convert import save
 from jmm.interop.family import Renamed, export_family, import_family, read_config, write_config
 from jmm.interop.vqmodel import FAMILIES, READING, WRITING
-from jmm.models.vqgan import Critic, Drawn
+from jmm.model import Model
+from jmm.models.vit import ImageTower
+from jmm.models.vqgan import Critic, Drawn, Following, Perceptual
+from jmm.parts.transformer import TransformerConfig
 from tests.arrays import assert_close
 from tests.interop.theirs import assert_same_gradients, assert_same_tensors, perturbed_model, tensors_of
 
@@ -152,6 +158,29 @@ def test_names_of_older_files(model):
 def test_what_is_not_supported_is_named(changes, says):
     with pytest.raises(UserError, match=says):
         read_config(FAMILY, {"_class_name": "VQModel", **CASES["vqgan"], **changes})
+
+
+def test_what_was_trained_is_a_tokenizer_of_theirs(tmp_path):
+    """Without the networks that only its training needs; codes that followed the vectors are codes."""
+    config = read_config(FAMILY, {"_class_name": "VQModel", **CASES["grey"]})
+    tower = ImageTower(TransformerConfig(8, 1, 2, 16), (16, 16), 8, 1)
+    config = replace(config, quantizer=Following(), critic=Critic(4, 1), perceptual=Perceptual(tower))
+    module, rng, image = config.build(), np.random.default_rng(7), picture(config)
+    shapes = jax.eval_shape(lambda: module.init(jax.random.key(0), image=image))
+    variables = jax.tree.map(lambda leaf: jnp.asarray(rng.standard_normal(leaf.shape), leaf.dtype), shapes)
+    preprocess = Preprocess((16, 16), 1, resize="squash")
+    model = Model(config, module, variables, preprocess, make_mesh(MeshShape(), jax.devices()[:1]))
+    save(model, tmp_path / "theirs")
+    theirs, said = VQModel.from_pretrained(tmp_path / "theirs", output_loading_info=True)
+    assert not any(said.values()), said
+    found = model(image=image)
+    assert len(np.unique(found["codes"])) > 1
+    assert_close(found["image"], theirs.eval()(first(image)).sample.detach().movedim(1, -1))
+    again = jmm.load(tmp_path / "theirs")
+    np.testing.assert_array_equal(again(image=image)["codes"], found["codes"])
+    other = replace(config, quantizer=Following(unit_length=True))
+    with pytest.raises(UserError, match=r"VQModel cannot express this model: quantizer\.unit_length is True"):
+        save(replace(model, config=other, module=other.build()), tmp_path / "unit")
 
 
 def test_what_theirs_cannot_express():
