@@ -71,9 +71,7 @@ Fields = dict[str, Any]
 def fields(
     task: Task, scene: Scene, dice: Dice, language: Language, kept_out_too: bool, kinds: tuple[str, ...] = KINDS
 ) -> Fields:
-    """The texts of an example: `caption` alone, or `prompt`, `answer`, all right `answers`, and their `kind`."""
-    if task in CAPTIONS:
-        return {"caption": caption(scene, language)}
+    """The texts of a task that has a prompt: `prompt`, `answer`, all right `answers`, and their `kind`."""
     kind, prompt, answer = PROMPTS[task](Asker(scene, dice, language, kept_out_too, kinds))
     return {"prompt": prompt, "answer": answer, "answers": (answer,), "kind": kind}
 

@@ -20,15 +20,15 @@ from jaxtyping import UInt8
 from data_pipelines.preprocess import Preprocess
 from data_pipelines.protocol import Example, Source, Split
 from data_pipelines.scene_drawing import draw
-from data_pipelines.scene_grammar import LANGUAGES, PLAIN, Language, caption
+from data_pipelines.scene_grammar import LANGUAGES, NAMED, PLAIN, Language, caption
 from data_pipelines.scene_questions import KINDS
 from data_pipelines.scene_tasks import ASK, CAPTIONS, DESCRIBE, WITHOUT_IMAGE, Task, fields, vocabulary
 from data_pipelines.scene_world import COUNTS, MATERIALS, Dice, Scene, Thing, draw_scene
 from data_pipelines.words import WordTokenizer
 from jmm.errors import UserError
 
-SMALLEST = 48
-"""Pixels a side at which letters have eight rows."""
+SMALLEST, SMALLEST_WITH_WORDS = 32, 48
+"""Pixels a side at which shapes differ, and letters have eight rows."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Scenes:
     counts: tuple[int, ...] = COUNTS
     """A scene has as many objects as one of these, from 2 to 4."""
     plain: bool = False
-    """All objects are matte, and captions do not say so: a large red circle above a small blue square."""
+    """All objects are matte, and no text says so: a large red circle above a small blue square."""
     image_size: int = 64
     """Side of the picture."""
     text_length: int = 48
@@ -74,18 +74,20 @@ class Scenes:
             raise UserError(f"kinds of questions about scenes are {', '.join(KINDS)}, not {self.kinds}")
         if not self.counts or not set(self.counts) <= set(COUNTS):
             raise UserError(f"scenes have from {min(COUNTS)} to {max(COUNTS)} objects, not {self.counts}")
-        if self.plain and self.task not in CAPTIONS:
-            raise UserError(f"plain scenes have captions, not {self.task}: other tasks name what objects are made of")
-        if self.image_size < SMALLEST:
-            raise UserError(f"the image_size of scenes must be at least {SMALLEST}, not {self.image_size}")
+        if self.plain and self.task not in CAPTIONS and (self.task != "question" or "material" in self.kinds):
+            raise UserError(f"plain scenes have captions, and questions of other kinds than material, not {self.task}")
         if not 0 <= self.words <= 1:
             raise UserError(f"words is a share of the scenes, from 0 to 1, not {self.words}")
+        printed = self.words > 0 or self.task == "read"
+        least, what = (SMALLEST_WITH_WORDS, " with printed words") if printed else (SMALLEST, "")
+        if self.image_size < least:
+            raise UserError(f"the image_size of scenes{what} must be at least {least}, not {self.image_size}")
         if min(self.seed, self.examples, self.held_out) < 0:
             raise UserError("seed, examples and held_out of scenes must be at least 0")
 
     def source(self, split: Split) -> Source:
         """Examples with `image` (uint8 [S, S, 3]) unless the task is on text alone, `scene`, `box` (name and corners
-        of each object and of the word) and the texts of the task."""
+        of each object and of the word), `caption`, and the texts of the task."""
         return SceneSource(self, split)
 
     def augment(self, example: Example, rng: np.random.Generator) -> Example:
@@ -140,10 +142,9 @@ class SceneSource:
         if self.data.task not in WITHOUT_IMAGE:
             example["image"], scene = draw(scene, self.data.image_size)
             example["box"] = boxes(scene)
-        if self.data.plain:
-            texts = {"caption": caption(scene, self.data.language, PLAIN)}
-        else:
-            texts = fields(self.data.task, scene, dice, self.data.language, held_out, self.data.kinds)
+        texts = {"caption": caption(scene, self.data.language, PLAIN if self.data.plain else NAMED)}
+        if self.data.task not in CAPTIONS:
+            texts |= fields(self.data.task, scene, dice, self.data.language, held_out, self.data.kinds)
         return example | {"scene": scene} | texts
 
 

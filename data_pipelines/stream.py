@@ -10,8 +10,9 @@ from data_pipelines.codes import Codes
 from data_pipelines.mixture import Mixture
 from data_pipelines.preprocess import Preprocess
 from data_pipelines.protocol import Dataset, Example, Source, Split
+from jmm.errors import UserError
 
-Task = Literal["draw", "tell"]
+Task = Literal["draw", "tell", "answer"]
 
 TELL = "Answer"
 """What a right text begins with: nothing predicts its first token."""
@@ -24,8 +25,8 @@ class Stream:
     codes: Codes
     """Pictures' codes and texts, whose preprocessing has a `target_length`, that of the right text."""
     task: Task = "draw"
-    """draw: the caption on the left, and nothing behind the picture. tell: on the left the question, if there is one,
-    and on the right the answer or the caption."""
+    """draw: the caption on the left, and nothing behind the picture. tell: nothing on the left, and the caption on the
+    right. answer: the question on the left, and its answer on the right."""
 
     def source(self, split: Split) -> Source:
         """Examples with `codes`, `prompt` and `answer`; `answers`, all that may be written, without `TELL`."""
@@ -37,7 +38,7 @@ class Stream:
 
     def preprocessor(self) -> Preprocess:
         """That of the codes; a caption is asked for by no words."""
-        return replace(self.codes.preprocessor(), describe="", ask="{}")
+        return replace(self.codes.preprocessor(), describe="")
 
 
 @dataclass(frozen=True)
@@ -52,11 +53,18 @@ class StreamSource:
 
     def __getitem__(self, index: int) -> Example:
         example = self.source[index]
+        needed = ("prompt", "answer") if self.task == "answer" else ("caption",)
+        missing = [name for name in needed if name not in example]
+        if missing:
+            what = f"no {missing[0]}, without which there is nothing to {self.task}"
+            raise UserError(f"an example of the codes has {what}")
+        if self.task == "answer":
+            right = example["answer"]
+            return example | {"answer": f"{TELL} {right}", "answers": example.get("answers", (right,))}
+        caption = example["caption"]
         if self.task == "draw":
-            return example | {"prompt": example["caption"], "answer": ""}
-        right = example.get("answer", example.get("caption"))
-        answers = example.get("answers", [right])
-        return example | {"prompt": example.get("prompt", ""), "answer": f"{TELL} {right}", "answers": answers}
+            return example | {"prompt": caption, "answer": ""}
+        return example | {"prompt": "", "answer": f"{TELL} {caption}", "answers": (caption,), "kind": ""}
 
 
 def codes_of(data: Dataset) -> Codes | None:

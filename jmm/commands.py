@@ -286,7 +286,6 @@ def one_line(text: str) -> str:
 
 def written(options: argparse.Namespace, model: Any, images: list[Any], prompt: str) -> list[str]:
     """What a model writes about pictures, or about the codes that a tokenizer makes of them."""
-    import numpy as np
 
     from jmm.generation import tell, write_texts
     from jmm.generation.images import encode
@@ -300,7 +299,7 @@ def written(options: argparse.Namespace, model: Any, images: list[Any], prompt: 
     tokenizer = load_tokenizer(options.workdir, options.tokenizer)
     if tokenizer is None:
         raise UserError(f"{type(model.module).__name__} reads codes; name what makes them of pictures with --tokenizer")
-    codes = np.stack([encode(tokenizer, image) for image in images])
+    codes = encode(tokenizer, images)
     return tell(model, codes, [prompt] * len(images), beams=beams, max_new_tokens=room)
 
 

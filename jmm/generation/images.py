@@ -72,7 +72,7 @@ def draw_images(
     if manner.guidance != 1 and "text" not in texts:
         raise UserError("guidance is away from what is drawn without a prompt: there is none")
     total = len(next(iter(texts.values()))) if texts else int(count or 0)
-    kept = np.zeros((rows, width), np.int32) if beginning is None else encode(painter, beginning)[:rows]
+    kept = np.zeros((rows, width), np.int32) if beginning is None else encode(painter, [beginning])[0, :rows]
     given = {**texts, "codes": np.broadcast_to(kept.reshape(-1), (total, kept.size))}
     size, drawn = min(model.batch_size, total), []
     for number, start in enumerate(range(0, total, size)):
@@ -97,11 +97,16 @@ def draw_images(
     return paint(painter, np.concatenate(drawn).reshape(total, height, width))
 
 
-def encode(tokenizer: Model, image: UInt8[np.ndarray, "h w c"]) -> Int[np.ndarray, "rows columns"]:
-    """The codes of a picture of any size."""
-    batch = tokenizer.preprocess(images=[image])
-    with on_mesh(tokenizer.mesh):
-        return np.asarray(_method(tokenizer.module, "encode", tokenizer.mesh)(tokenizer.variables, batch["image"]))[0]
+def encode(tokenizer: Model, images: Sequence[UInt8[np.ndarray, "_h _w _c"]]) -> Int[np.ndarray, "N rows columns"]:
+    """The codes of pictures of any sizes."""
+    batch, parts = tokenizer.preprocess(images=images)["image"], []
+    run, size = _method(tokenizer.module, "encode", tokenizer.mesh), min(tokenizer.batch_size, len(images))
+    for start in range(0, len(images), size):
+        places = np.minimum(np.arange(start, start + size), len(images) - 1)  # one shape: the last picture again
+        with on_mesh(tokenizer.mesh):
+            codes = run(tokenizer.variables, tokenizer.place({"image": batch[places]})["image"])
+        parts.append(np.asarray(codes)[: min(size, len(images) - start)])
+    return np.concatenate(parts)
 
 
 def paint(tokenizer: Model, codes: Int[np.ndarray, "N h w"]) -> UInt8[np.ndarray, "N H W C"]:

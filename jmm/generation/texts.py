@@ -1,6 +1,6 @@
 """Strings for pictures and strings."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TypedDict, Unpack
 
 import numpy as np
@@ -9,7 +9,6 @@ from jaxtyping import Int
 from data_pipelines.stream import TELL
 from jmm.errors import UserError
 from jmm.generation.generate import generate, writer
-from jmm.generation.write import Written
 from jmm.model import Model
 from jmm.protocol import inputs_of
 
@@ -58,27 +57,14 @@ def write_texts(
         prompts = [prompts] * (1 if images is None else len(images))
     if images is not None and len(images) != len(prompts):
         raise UserError(f"{len(images)} pictures need as many prompts, or one for all, not {len(prompts)}")
-    asked, tokenizer = _asked(model, prompts, images is not None), model.preprocess.tokenizer
-    rows, end = len(prompts), tokenizer.end_id
-    size = min(batch_size or model.batch_size, rows)
+    asked = _asked(model, prompts, images is not None)
     room = _room(model, asked) if max_new_tokens is None else max_new_tokens
-    texts: list[str] = []
-    for number, start in enumerate(range(0, rows, size)):
-        places = np.minimum(np.arange(start, start + size), rows - 1)  # of the last batch, the last row again
+
+    def given(places: np.ndarray) -> dict[str, np.ndarray]:
         batch = {name: each[places] for name, each in asked.items()}
-        if images is not None:
-            batch |= model.preprocess(images=[images[place] for place in places])
-        written = generate(
-            model,
-            batch,
-            max_new_tokens=room,
-            stop_ids=() if end is None else (end,),
-            pad_id=tokenizer.pad_id,
-            seed=seed + number,
-            **manner,
-        )
-        texts += _decoded(model, written, rows - start)
-    return texts
+        return batch if images is None else batch | model.preprocess(images=[images[place] for place in places])
+
+    return _written(model, given, len(prompts), batch_size, room, seed, manner)
 
 
 def tell(
@@ -103,29 +89,43 @@ def tell(
         raise UserError(f"{type(model.module).__name__} writes nothing behind the codes of a picture; a RuDOLPH does")
     start = preprocess.pair("", TELL)
     begin = start["target"][start["target_mask"]][:-1]
-    rows, end = len(prompts), preprocess.tokenizer.end_id
-    given = preprocess(texts=prompts) | {"codes": codes.reshape(rows, -1)}
-    given["target"] = np.broadcast_to(begin, (rows, len(begin)))
-    size, texts = min(model.batch_size, rows), []
-    for number, first in enumerate(range(0, rows, size)):
-        places = np.minimum(np.arange(first, first + size), rows - 1)
+    rows = len(prompts)
+    asked = preprocess(texts=prompts) | {"codes": codes.reshape(rows, -1)}
+    asked["target"] = np.broadcast_to(begin, (rows, len(begin)))
+    room = room - len(begin) if max_new_tokens is None else max_new_tokens
+
+    def given(places: np.ndarray) -> dict[str, np.ndarray]:
+        return {name: each[places] for name, each in asked.items()}
+
+    return _written(model, given, rows, None, room, seed, manner)
+
+
+def _written(
+    model: Model,
+    given: Callable[[np.ndarray], dict[str, np.ndarray]],
+    rows: int,
+    batch_size: int | None,
+    room: int,
+    seed: int,
+    manner: Manner,
+) -> list[str]:
+    """What stands behind what is given in each row, up to its end mark, `batch_size` rows at a time."""
+    tokenizer, texts = model.preprocess.tokenizer, []
+    size, end = min(batch_size or model.batch_size, rows), tokenizer.end_id
+    for number, start in enumerate(range(0, rows, size)):
+        batch = given(np.minimum(np.arange(start, start + size), rows - 1))  # of the last batch, the last row again
         written = generate(
             model,
-            {name: each[places] for name, each in given.items()},
-            max_new_tokens=room - len(begin) if max_new_tokens is None else max_new_tokens,
+            batch,
+            max_new_tokens=room,
             stop_ids=() if end is None else (end,),
-            pad_id=preprocess.tokenizer.pad_id,
+            pad_id=tokenizer.pad_id,
             seed=seed + number,
             **manner,
         )
-        texts += _decoded(model, written, rows - first)
+        ids, lengths = (np.asarray(each)[: rows - start] for each in written)
+        texts += [tokenizer.decode(row[:length].tolist()) for row, length in zip(ids, lengths, strict=True)]
     return texts
-
-
-def _decoded(model: Model, written: Written, count: int) -> list[str]:
-    ids, lengths = (np.asarray(each)[:count] for each in written)
-    tokenizer = model.preprocess.tokenizer
-    return [tokenizer.decode(row[:length].tolist()) for row, length in zip(ids, lengths, strict=True)]
 
 
 def complete(

@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any, get_args
 
 import jax
-import numpy as np
 
-from data_pipelines.codes import DESCRIPTION, TOKENIZER, Codes, packed
-from data_pipelines.protocol import Dataset, Example, Source, Split
+from data_pipelines.codes import DESCRIPTION, TOKENIZER, packed
+from data_pipelines.protocol import Dataset, Source, Split
+from data_pipelines.stream import codes_of
 from jmm.errors import UserError
+from jmm.generation import images
 from jmm.interop.convert import new_folder, save
 from jmm.model import Model
 from jmm.protocol import forward
@@ -22,7 +23,8 @@ def encode(model: Model, dataset: Dataset, folder: Path, count: int | None = Non
 
     Args:
       model: a tokenizer, whose preprocessing brings the pictures to its size.
-      dataset: its examples are taken in their order, without augmentation; of codes, what they are made of.
+      dataset: its examples are taken in their order, without augmentation; of codes, or a mixture of their tasks,
+        what they are made of.
       folder: new.
       count: of training examples; None: all.
 
@@ -30,7 +32,8 @@ def encode(model: Model, dataset: Dataset, folder: Path, count: int | None = Non
       UserError: the model makes no codes, an example has no picture, the folder exists or cannot be written.
     """
     shape = _grid(model)
-    dataset = dataset.data if isinstance(dataset, Codes) else dataset
+    made = codes_of(dataset)
+    dataset = made.data if made else dataset
     with new_folder(folder) as beside:
         sources = {split: dataset.source(split) for split in get_args(Split)}
         limits = {split: len(source) for split, source in sources.items()}
@@ -60,16 +63,9 @@ def _write(model: Model, source: Source, count: int, path: Path) -> None:
     writer = ArrayRecordWriter(str(path), "group_size:1")
     for start in range(0, count, model.batch_size):
         examples = [source[i] for i in range(start, min(start + model.batch_size, count))]
-        for example, codes in zip(examples, _codes(model, examples), strict=True):
+        if any("image" not in example for example in examples):
+            raise UserError("an example has no picture that could be encoded")
+        pictures = [example["image"] for example in examples]
+        for example, codes in zip(examples, images.encode(model, pictures), strict=True):
             writer.write(packed(example, codes))
     writer.close()
-
-
-def _codes(model: Model, examples: list[Example]) -> np.ndarray:
-    if any("image" not in example for example in examples):
-        raise UserError("an example has no picture that could be encoded")
-    images = model.preprocess(images=[example["image"] for example in examples])["image"]
-    # One compiled shape: the last part is filled up.
-    missing = model.batch_size - len(images)
-    filled = np.concatenate([images, np.repeat(images[-1:], missing, axis=0)]) if missing else images
-    return np.asarray(model(image=filled)["codes"])[: len(images)]

@@ -19,8 +19,12 @@ def things_of(example):
 
 @pytest.mark.parametrize(
     ("data", "number"),
-    [(Scenes(words=0.0), NUMBER), (Scenes(words=0.0, plain=True, image_size=80), 3)],
-    ids=["64", "80"],
+    [
+        (Scenes(words=0.0), NUMBER),
+        (Scenes(words=0.0, plain=True, image_size=80), 3),
+        (Scenes(words=0.0, plain=True, counts=(2,), image_size=32), NUMBER),
+    ],
+    ids=["64", "80", "32"],
 )
 def test_it_finds_what_was_drawn(data, number):
     source = data.source("held_out")

@@ -17,6 +17,7 @@ from data_pipelines.mixture import Mixture, Part
 from data_pipelines.pipeline import held_out, training_batches
 from data_pipelines.protocol import Dataset, Source
 from data_pipelines.scene_checker import said
+from data_pipelines.scene_grammar import caption
 from data_pipelines.scene_sheet import contact_sheet
 from data_pipelines.scene_tasks import WITHOUT_IMAGE, Task
 from data_pipelines.scene_world import word_kept_out
@@ -61,6 +62,7 @@ def test_examples_of_a_task(task):
             boxes = [each.box for each in example["scene"].things]
             boxes += [example["scene"].word.box] if example["scene"].word else []
             assert [box for _, box in example["box"]] == boxes
+        assert example["caption"] == caption(example["scene"], data.language)
 
 
 def test_tasks_languages_and_sizes_share_their_scenes():
@@ -110,8 +112,14 @@ def test_plain_scenes_of_two():
             claim = said(example["caption"])
             assert len(claim.things) == 2 and claim.how
             assert not re.search("matte|shiny|striped", example["caption"])
-    with pytest.raises(UserError, match="plain scenes have captions, not question"):
+    with pytest.raises(UserError, match="questions of other kinds than material, not question"):
         replace(data, task="question")
+    with pytest.raises(UserError, match="questions of other kinds than material, not alt_text"):
+        replace(data, task="alt_text")
+    asked = replace(data, task="question", kinds=("colour", "size", "relation")).source("train")
+    for i in range(20):
+        assert asked[i]["caption"] == data.source("train")[i]["caption"]
+        assert not re.search("matte|shiny|striped", asked[i]["prompt"])
     german = replace(data, language="de", counts=(3,)).source("train")[0]
     assert len(german["scene"].things) == 3 and german["caption"].count("ein") >= 3
 
@@ -139,7 +147,7 @@ def test_nothing_is_cut_at_the_default_length(task, language):
     for i in range(60):
         example = data.source("train")[i]
         arrays = preprocess.arrays(example)
-        if "caption" in example:
+        if "prompt" not in example:
             assert ours.decode(arrays["text"].tolist()) == example["caption"]
         else:
             ids, start = arrays["text"].tolist(), int(arrays["prefix_length"])
@@ -194,7 +202,7 @@ def test_another_process_makes_the_same_examples():
     [
         ("task", "dance", "dance"),
         ("language", "fr", "'fr'"),
-        ("image_size", 32, "image_size of scenes must be at least 48, not 32"),
+        ("image_size", 32, "image_size of scenes with printed words must be at least 48, not 32"),
         ("words", 1.5, "from 0 to 1, not 1.5"),
         ("kinds", ("colour", "taste"), "kinds of questions about scenes are exist, count, colour"),
         ("kinds", (), "kinds of questions"),

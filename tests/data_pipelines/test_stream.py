@@ -64,9 +64,14 @@ def test_what_a_mixture_of_tasks_is_made_of(codes):
 def test_a_question_stands_on_the_left_and_its_answer_on_the_right(codes, monkeypatch):
     asked = {"codes": np.zeros((8, 8), np.int32), "prompt": "how many?", "answer": "2", "answers": ["2", "two"]}
     monkeypatch.setattr(Codes, "source", lambda self, split: [asked])
-    example = Stream(codes, "tell").source("train")[0]
+    example = Stream(codes, "answer").source("train")[0]
     assert (example["prompt"], example["answer"]) == ("how many?", f"{TELL} 2")
     assert example["answers"] == ["2", "two"]
+    with pytest.raises(UserError, match="has no caption, without which there is nothing to draw"):
+        Stream(codes, "draw").source("train")[0]
+    del asked["prompt"]
+    with pytest.raises(UserError, match="has no prompt, without which there is nothing to answer"):
+        Stream(codes, "answer").source("train")[0]
 
 
 def test_what_is_told_is_what_the_forward_pass_finds_most_probable(codes, rudolph):
@@ -109,7 +114,7 @@ def test_the_commands(rudolph, tmp_path, capsys):
     given = ["--max-new-tokens", "3", "--tokenizer", str(tmp_path / "vqgan")]
     asked = [str(tmp_path / "rudolph"), str(tmp_path / "scene.png")]
     assert main(["caption", *asked, *given, "--json"]) == 0
-    codes = made(model_of(TOKENIZER), image)[None]
+    codes = made(model_of(TOKENIZER), [image])
     wanted = tell(rudolph, codes, [""], max_new_tokens=3)
     assert [each["caption"] for each in json.loads(capsys.readouterr().out)["images"]] == wanted
     assert main(["answer", *asked, "a small blue square", *given, "--json"]) == 0

@@ -74,7 +74,7 @@ def test_a_seed_draws_the_same_and_another_does_not(stream, tokenizer):
 
 def test_the_beginning_of_a_picture_is_kept(stream, tokenizer):
     picture = np.random.default_rng(1).integers(0, 256, (50, 40, 3)).astype(np.uint8)
-    codes = encode(tokenizer, picture)
+    codes = encode(tokenizer, [picture])[0]
     assert codes.shape == (8, 8) and len(np.unique(codes)) > 3
     seen = []
     with pytest.MonkeyPatch.context() as patch:

@@ -10,8 +10,10 @@ import pytest
 
 from data_pipelines.codes import Codes, packed, unpacked
 from data_pipelines.digits import Digits
+from data_pipelines.mixture import Mixture, Part
 from data_pipelines.pipeline import training_batches
 from data_pipelines.scenes import Scenes
+from data_pipelines.stream import Stream
 from jmm.cli import main
 from jmm.distributed.mesh import make_mesh
 from jmm.errors import UserError
@@ -60,7 +62,7 @@ def test_what_is_written_is_what_the_tokenizer_gives(tokenizer, tmp_path):
     kept = load(second.tokenizer)
     np.testing.assert_array_equal(kept(**kept.preprocess(images=images))["codes"], codes)
     again = tmp_path / "again"
-    encode(tokenizer, second, again, count=2)
+    encode(tokenizer, Mixture((Part("tell", Stream(second, "tell")),)), again, count=2)
     np.testing.assert_array_equal(
         Codes(str(again), DATA).source("train")[1]["codes"], second.source("train")[1]["codes"]
     )
