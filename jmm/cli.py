@@ -23,12 +23,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command; gives its exit code."""
     parser = make_parser()
     options, rest = parser.parse_known_args(arguments)
-    if rest and options.command != "train":
+    if rest and options.command not in SETTING_FIELDS:
         parser.error(f"jmm {options.command} does not know {' '.join(rest)}; see jmm {options.command} --help")
     try:
         with warnings.catch_warnings():
             warnings.showwarning = lambda message, *_, **__: print(f"jmm: {message}", file=sys.stderr)
-            result = options.run(options, rest) if options.command == "train" else options.run(options)
+            result = options.run(options, rest) if options.command in SETTING_FIELDS else options.run(options)
     except UserError as error:
         print(f"jmm {options.command}: {error}", file=sys.stderr)
         return error.code
@@ -86,6 +86,7 @@ def make_parser() -> argparse.ArgumentParser:
 
     sub = command("evaluate", evaluate, "Run the evaluations of a workdir on its newest checkpoint.")
     sub.add_argument("workdir", type=Path, metavar="DIR", help="a workdir of jmm train")
+    sub.epilog = "Fields of the evaluations are set as in training: --evaluations.0.count 50"
 
     add_commands(command)
 
@@ -102,6 +103,9 @@ def make_parser() -> argparse.ArgumentParser:
     sub.add_argument("name", nargs="?", metavar="NAME", help="one of them, in full")
     return parser
 
+
+SETTING_FIELDS = ("train", "evaluate")
+"""Commands behind which fields of the experiment may stand."""
 
 FORMS = {
     "hf": "what transformers reads with from_pretrained",
@@ -249,16 +253,21 @@ def next_command(experiment: "Experiment", model: "Model", workdir: Path) -> str
     return f"jmm evaluate {workdir}"
 
 
-def evaluate(options: argparse.Namespace) -> Result:
-    """jmm evaluate DIR"""
+def evaluate(options: argparse.Namespace, overrides: list[str]) -> Result:
+    """jmm evaluate DIR [--evaluations.0.field value …]"""
     from jmm.evaluation.report import write_report
     from jmm.interop.model import load_step
+    from jmm.overrides import override
     from jmm.training.loop import evaluate as run
     from jmm.training.workdir import read_experiment
 
     experiment = read_experiment(options.workdir)
     if not experiment.evaluations:
         raise UserError(f"the experiment of {options.workdir} names no evaluations")
+    other = next((each for each in overrides if not each.startswith("--evaluations.") and each.startswith("-")), None)
+    if other:
+        raise UserError(f"{other} is nothing to evaluate with; --evaluations.0.count 50 sets a field of one", code=2)
+    experiment = override(experiment, overrides, f"jmm evaluate {options.workdir}") if overrides else experiment
     model, step = load_step(options.workdir)
     figures = run(experiment, model)
     pictures = write_report(experiment, model, options.workdir)

@@ -246,6 +246,10 @@ def test_a_run_goes_on_without_the_folder_it_started_from(published, photos, tmp
     pretrained._load.cache_clear()
     evaluated = run(capsys, "evaluate", moved)["figures"]
     assert evaluated == {name: figures[name] for name in evaluated} and evaluated
+    ranks = run(capsys, "evaluate", moved, "--evaluations.0.ranks", "2")["figures"]
+    assert ranks.keys() == {"eval/retrieval/text_to_image@2", "eval/retrieval/image_to_text@2"}
+    assert "the nearest is evaluations.0.ranks" in refused(capsys, "evaluate", moved, "--evaluations.0.rank", "2")
+    assert "--steps is nothing to evaluate with; --eval" in refused(capsys, "evaluate", moved, "--steps", "2")
     scores = [run(capsys, "classify", moved, photos / "3.png", "--labels", "red,blue")["images"]]
     for form in ("hf", "jmm"):
         run(capsys, "convert", moved, tmp_path / form, "--to", form, "--average")
