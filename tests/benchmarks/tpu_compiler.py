@@ -165,12 +165,12 @@ def compile_case(topology: str, length: int, case: str) -> dict[str, Any]:
     }
 
 
-def compile_all(topologies: list[str], lengths: list[int]) -> dict[str, Any]:
-    """The whole table."""
+def compile_all(topologies: list[str], lengths: list[int], cases: list[str] | None = None) -> dict[str, Any]:
+    """The whole table, or some cases of it."""
     rows = []
     for topology in topologies:
         for length in lengths:
-            for case in CASES:
+            for case in cases or CASES:
                 try:
                     rows.append(compile_case(topology, length, case))
                 except Exception as error:  # a row of the table says so

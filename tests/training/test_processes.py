@@ -41,16 +41,16 @@ def until(folder, step, process):
     raise AssertionError("the run did not get there")
 
 
-@pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), ("SIGINT", 130), ("SIGKILL", -9)])
-def test_a_stopped_run_goes_on_exactly(whole, tmp_path, name, code):
+def test_a_stopped_run_goes_on_exactly(whole, tmp_path):
     arguments = ("train", str(TINY), "--workdir", str(tmp_path))
-    process = command(*arguments)
-    until(tmp_path, 3, process)
-    os.kill(process.pid, getattr(signal, name))
-    returned, _, err = finished(process)
-    assert returned == code, err
-    if name != "SIGKILL":
-        assert f"stopped by {name} after step" in err.splitlines()[-1]
+    for step, name, code in ((2, "SIGTERM", 143), (5, "SIGINT", 130), (8, "SIGKILL", -9)):
+        process = command(*arguments)
+        until(tmp_path, step, process)
+        os.kill(process.pid, getattr(signal, name))
+        returned, _, err = finished(process)
+        assert returned == code, err
+        if name != "SIGKILL":
+            assert f"stopped by {name} after step" in err.splitlines()[-1]
     code, out, err = finished(command(*arguments))
     assert code == 0, err
     assert "zero_shot/accuracy" in out

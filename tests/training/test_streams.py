@@ -57,10 +57,9 @@ SYSTEMS = {
 
 
 @pytest.mark.parametrize("name", SYSTEMS)
-def test_any_mesh_gives_the_same_losses(name):
+def test_a_mesh_gives_the_same_losses(name):
     model, data, shape = SYSTEMS[name]
     config = tiny(model=model, data=data, steps=STEPS, evaluations=())
     alone = losses_of(program(config, MeshShape(), 1))
     assert alone[-1] < alone[0]
-    for mesh in (MeshShape(data=8), shape):
-        np.testing.assert_allclose(losses_of(program(config, mesh, 8)), alone, rtol=1e-5, err_msg=str(mesh))
+    np.testing.assert_allclose(losses_of(program(config, shape, 8)), alone, rtol=1e-5)
