@@ -1,7 +1,11 @@
 """A CLIP that compares drawn scenes of two objects with captions, to choose among a DALL-E's drawings.
 
-jmm train experiments/clip_scenes.py --workdir runs/clip
-jmm generate runs/dalle --prompt "a large red circle above a small blue square" --clip runs/clip --to circle.png
+    JAX_NUM_CPU_DEVICES=2 jmm train experiments/clip_scenes.py --workdir runs/clip
+    jmm generate runs/dalle --prompt "a large red circle above a small blue square" --clip runs/clip --to circle.png
+
+On two CPU cores, 12 minutes beside other work (2026-11-22; jax 0.10.2, one seed); of 400 held-out pairs:
+
+    step   2000  retrieval/text_to_image@1 0.930  @5 1.000  image_to_text@1 0.958  @5 1.000
 """
 
 from data_pipelines.scenes import Scenes, tokenizer
@@ -14,7 +18,7 @@ from jmm.parts.transformer import TransformerConfig
 
 def experiment() -> Experiment:
     """Three layers see, behind convolutions; two read."""
-    data = Scenes("caption", counts=(2,), plain=True, words=0.0, text_length=16)
+    data = Scenes("caption", counts=(2,), plain=True, words=0.0, image_size=32, text_length=16)
     stack = TransformerConfig(width=128, depth=3, num_heads=4, mlp_dim=384, scan=False)
     return Experiment(
         name="clip_scenes",

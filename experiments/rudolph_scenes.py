@@ -1,7 +1,8 @@
-"""A RuDOLPH draws what a caption says and says what a picture shows, with one set of weights, on the codes of a VQ-VAE.
+"""A RuDOLPH draws what a caption says, says what a picture shows and answers questions, with one set of weights, on the
+codes of a VQ-VAE.
 
 jmm train experiments/vqvae_scenes.py --workdir runs/vqvae
-jmm encode runs/vqvae experiments/dalle_scenes.py --to runs/codes --count 60000
+jmm encode runs/vqvae experiments/rudolph_scenes.py --to runs/asked --count 60000
 jmm train experiments/rudolph_scenes.py --workdir runs/rudolph
 jmm generate runs/rudolph --prompt "a large red circle above a small blue square" --count 16 --to circle.png
 """
@@ -12,37 +13,65 @@ from data_pipelines.scenes import Scenes, tokenizer
 from data_pipelines.stream import Stream
 from jmm.evaluation.captions import Captions
 from jmm.evaluation.drawings import Drawings
+from jmm.evaluation.questions import Questions
 from jmm.experiment import Checkpoint, Experiment, Optimizer
 from jmm.generation.images import Manner
 from jmm.models import dalle
 
-WORDS = 16
-CODES = 16
-NUM_CODES = 256
+LEFT, RIGHT = 20, 16
+CODES = 8
+NUM_CODES = 1024
+KINDS = ("exist", "count", "colour", "shape", "size", "relation")
 
 
 def experiment() -> Experiment:
-    """Six layers read 16 words, write 16×16 codes, and behind them 16 words more."""
-    scenes = Scenes("caption", counts=(2,), plain=True, words=0.0, text_length=WORDS, target_length=WORDS)
-    codes = Codes("runs/codes", scenes)
+    """Four layers read 20 words, write 8×8 codes, and behind them 16 words more."""
+    scenes = Scenes(
+        "question",
+        kinds=KINDS,
+        counts=(2,),
+        plain=True,
+        words=0.0,
+        image_size=32,
+        text_length=LEFT,
+        target_length=RIGHT,
+    )
+    codes = Codes("runs/asked", scenes)
+    parts = (
+        Part("draw", Stream(codes, "draw"), 3.0),
+        Part("tell", Stream(codes, "tell"), 1.0),
+        Part("answer", Stream(codes, "answer"), 0.5),
+    )
     return Experiment(
         name="rudolph_scenes",
         model=dalle.Config(
-            dalle.sandwich(192, 6, 6),
+            dalle.sandwich(192, 4, 3),
             (CODES, CODES),
-            text_vocab=tokenizer().vocab_size + WORDS,
+            text_vocab=tokenizer().vocab_size + LEFT,
             image_vocab=NUM_CODES,
-            text_length=WORDS,
-            right_length=WORDS,
-            first_code="text",
+            text_length=LEFT,
+            right_length=RIGHT,
             kernel=7,
             last_kernel=9,
+            # A text of few words learns as fast as an image of many codes only if it weighs as much.
+            weights=(1.0, 4.0, 4.0),
         ),
-        data=Mixture((Part("draw", Stream(codes, "draw"), 3.0), Part("tell", Stream(codes, "tell"), 1.0))),
+        data=Mixture(parts),
         steps=3000,
-        batch_size=16,
-        optimizer=Optimizer(learning_rate=1e-3, warmup_steps=100, b2=0.95, weight_decay=0.05, average=0.998),
+        batch_size=32,
+        optimizer=Optimizer(
+            learning_rate=2e-3,
+            warmup_steps=100,
+            b2=0.95,
+            weight_decay=0.05,
+            muon=("blocks/.*kernel$",),
+            average=0.998,
+        ),
         checkpoint=Checkpoint(every=1000),
-        evaluations=(Drawings(count=100, manner=Manner(top_p=0.9)), Captions("tell", 100, max_new_tokens=WORDS - 1)),
+        evaluations=(
+            Drawings(manner=Manner(top_p=0.9, guidance=2.0)),
+            Captions("tell", 200, max_new_tokens=RIGHT - 1),
+            Questions("answer", 200, max_new_tokens=3),
+        ),
         data_threads=1,
     )

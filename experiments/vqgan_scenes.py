@@ -1,4 +1,4 @@
-"""A VQGAN makes drawn scenes of 256 ids each, and a critic says what does not look drawn; entirely offline.
+"""A VQGAN makes drawn scenes of 64 ids each, and a critic says what does not look drawn; entirely offline.
 
 jmm train experiments/vqgan_scenes.py --workdir runs/vqgan
 """
@@ -8,25 +8,25 @@ from jmm.evaluation.reconstruction import Reconstruction
 from jmm.experiment import Checkpoint, Experiment, Optimizer
 from jmm.models import vqgan
 
-STEPS = 2000
+STEPS = 1600
 
 
 def experiment() -> Experiment:
-    """16×16 codes of 64×64 pixels; the critic plays from half way on."""
-    data = Scenes("caption")
+    """8×8 codes of 32×32 pixels; the critic plays from half way on."""
+    data = Scenes("caption", counts=(2,), plain=True, words=0.0, image_size=32)
     return Experiment(
         name="vqgan_scenes",
         model=vqgan.Config(
             (data.image_size, data.image_size),
             levels=vqgan.GridConfig(width=16, multipliers=(1, 2, 4), blocks=1, attention=(), latent=32, groups=8),
-            num_codes=256,
+            num_codes=1024,
             code_width=16,
             quantizer=vqgan.Following(),
             critic=vqgan.Critic(width=16, layers=2, weight=0.1, start=STEPS // 2),
         ),
         data=data,
         steps=STEPS,
-        batch_size=16,
+        batch_size=32,
         optimizer=Optimizer(learning_rate=2e-3, warmup_steps=100, b2=0.99, weight_decay=0.0, average=0.998),
         checkpoint=Checkpoint(every=500),
         evaluations=(Reconstruction(),),
