@@ -1,6 +1,10 @@
 """A VQGAN makes drawn scenes of 64 ids each, and a critic says what does not look drawn; entirely offline.
 
-jmm train experiments/vqgan_scenes.py --workdir runs/vqgan
+    JAX_NUM_CPU_DEVICES=2 jmm train experiments/vqgan_scenes.py --workdir runs/vqgan
+
+On two CPU cores, 9 minutes in all (2026-11-22; jax 0.10.2, one seed), on 400 held-out scenes:
+
+    step   1600  reconstruction/psnr 29.20  usage 1.000  perplexity 878
 """
 
 from data_pipelines.scenes import Scenes

@@ -3,12 +3,13 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from data_pipelines.mixture import part_of
 from data_pipelines.protocol import Dataset
 from jmm.evaluation import pictures
 from jmm.evaluation.attention_maps import word_maps
 from jmm.evaluation.bleu import bleu
 from jmm.evaluation.cider import cider_d
-from jmm.evaluation.writing import Written, by_kind, exact_share, write_held_out
+from jmm.evaluation.writing import Written, by_kind, exact_share, pictures_of, write_held_out
 from jmm.model import Model
 
 SHOWN, LOOKED_INTO = 12, 3
@@ -45,7 +46,7 @@ class Captions:
         written = self._written(model, data, min(SHOWN, self.count or SHOWN))
         paths = [folder / f"{self.name}.png"]
         notes = [each.notes("✓" if each.exact else "✗") for each in written]
-        pictures.texts(paths[0], [each.example.get("image") for each in written], notes)
+        pictures.texts(paths[0], pictures_of(part_of(data, self.part), written), notes)
         some = [each for each in written if "image" in each.example][:LOOKED_INTO]
         images = [each.example["image"] for each in some]
         maps = word_maps(model, images, [each.prompt for each in some], [each.text for each in some])

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import numpy as np
 
+from data_pipelines.mixture import part_of
 from data_pipelines.protocol import Dataset
 from jmm.evaluation import pictures
 from jmm.evaluation.vqa import accuracy
-from jmm.evaluation.writing import Written, by_kind, exact_share, write_held_out
+from jmm.evaluation.writing import Written, by_kind, exact_share, pictures_of, write_held_out
 from jmm.model import Model
 
 SHOWN = 12
@@ -45,7 +46,7 @@ class Questions:
         path = folder / f"{self.name}.png"
         written = self._written(model, data, min(SHOWN, self.count or SHOWN))
         notes = [each.notes(_mark(each)) for each in written]
-        pictures.texts(path, [each.example.get("image") for each in written], notes)
+        pictures.texts(path, pictures_of(part_of(data, self.part), written), notes)
         return [path]
 
     def _written(self, model: Model, data: Dataset, count: int | None) -> list[Written]:

@@ -6,11 +6,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
+import jmm
 from data_pipelines.mixture import part_of
 from data_pipelines.pipeline import held_out_examples
 from data_pipelines.protocol import Dataset, Example
+from data_pipelines.stream import codes_of
 from jmm.errors import UserError
 from jmm.evaluation.pictures import INK, PALE, RIGHT, WRONG
+from jmm.generation.images import paint
 from jmm.generation.texts import tell, write_texts
 from jmm.model import Model
 
@@ -80,6 +83,14 @@ def write_held_out(
     else:
         texts = write_texts(model, images or None, asked, max_new_tokens=max_new_tokens, beams=beams)
     return [Written(*each, right_of(each[0])) for each in zip(examples, asked, texts, strict=True)]
+
+
+def pictures_of(data: Dataset, written: Sequence[Written]) -> list[np.ndarray | None]:
+    """The picture of each example, if it has one; of codes, what their tokenizer makes of them."""
+    codes = codes_of(data)
+    if codes is None or not all("codes" in each.example for each in written):
+        return [each.example.get("image") for each in written]
+    return list(paint(jmm.load(codes.tokenizer), np.stack([each.example["codes"] for each in written])))
 
 
 def right_of(example: Example) -> tuple[str, ...]:

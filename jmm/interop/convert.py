@@ -4,11 +4,13 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from data_pipelines.save import save_preprocess
 from jmm.errors import UserError
+from jmm.interop.families import as_used
 from jmm.interop.folder import Origin, write_folder_of
 from jmm.interop.native import write_native
 from jmm.model import Model
@@ -52,7 +54,7 @@ FORMATS: dict[str, Callable[..., Any]] = {
 
 def save(model: Model, path: str | Path, format: str = "hf", **settings: Any) -> None:
     """Writes a model into a new folder: `hf` as transformers reads it with `from_pretrained`, `jmm` as `jmm.load` does,
-    `stablehlo`, `onnx` or `savedmodel` to be run elsewhere.
+    `stablehlo`, `onnx` or `savedmodel` to be run elsewhere. Of all but `jmm`, what only training needs is left out.
 
     `settings` for `hf`: `dtype`, the type of floats (as they were read, or float32), and `shard_bytes`, the size of the
     largest file.
@@ -62,6 +64,10 @@ def save(model: Model, path: str | Path, format: str = "hf", **settings: Any) ->
     """
     if format not in FORMATS:
         raise UserError(f"there is no form {format!r}; there are {', '.join(FORMATS)}")
+    if format != "jmm":
+        config, variables = as_used(model.config, model.variables)
+        if config != model.config:
+            model = replace(model, config=config, module=config.build(model.module.dtype), variables=variables)
     with new_folder(Path(path)) as folder:
         FORMATS[format](model, folder, **settings)
 

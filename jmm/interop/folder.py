@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jmm.errors import UserError
-from jmm.interop.families import FAMILIES, as_used, family_for, family_of, model_type_of
+from jmm.interop.families import FAMILIES, family_for, family_of, model_type_of
 from jmm.interop.family import Family, Renamed, abstract, plain, read_config, write_config
 from jmm.interop.pickled import open_pickle
 from jmm.interop.placing import place
@@ -130,14 +130,13 @@ def write_folder_of(
     """Writes config.json and *.safetensors into a folder that is there.
 
     Names, types and the rest of config.json are those of `origin` if there is one; else the family is the first that
-    can express the config. What only training needs is left out. `dtype` is another type for floats.
+    can express the config. `dtype` is another type for floats.
 
     Raises:
       UserError: a config that no family can express, tensors that ours do not make.
     """
     if dtype is not None and not jnp.issubdtype(dtype, jnp.floating):
         raise UserError(f"weights cannot be written as {dtype}; float32, bfloat16 and float16 are types of floats")
-    config, variables = as_used(config, variables)
     family, written = _described(config, origin)
     planned = plan_export(family.table(config), variables, origin.names if origin else None)
     types = {name: np.dtype(each.dtype) for name, each in planned.items()} | dict(origin.dtypes if origin else {})

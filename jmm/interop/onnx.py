@@ -1,8 +1,9 @@
 """A system as ONNX models for onnxruntime, by way of its twin in PyTorch.
 
 Each program (image and text for a system with two towers) is one file, image.onnx, with inputs and outputs in the names
-and shapes of jmm; export.json says which. The weights of a large one lie in files beside it. Nothing is written that
-onnxruntime does not compute as jmm does.
+and shapes of jmm; export.json says which. An output that is called as an input is, the image of a tokenizer, is
+image_out, since names in a graph must differ. The weights of a large one lie in files beside it. Nothing is written
+that onnxruntime does not compute as jmm does.
 """
 
 import json
@@ -46,7 +47,7 @@ def export_onnx(model: Model, folder: Path) -> None:
     Raises:
       UserError: packages are missing, the system has no twin in PyTorch, or onnxruntime computes something else.
     """
-    require("onnx", ["torch", "transformers", "onnx", "onnxscript", "onnxruntime"])
+    require("onnx", ["torch", "transformers", "diffusers", "onnx", "onnxscript", "onnxruntime"])
     found = {f"{each.name}.onnx": each for each in programs(model.config)}
     with tempfile.TemporaryDirectory() as published, _quiet():
         twin = load_twin(model, Path(published))
@@ -56,7 +57,8 @@ def export_onnx(model: Model, folder: Path) -> None:
         with _quiet():
             _write(partial(run, program.name), twin, program, model, folder / file, size > SINGLE_FILE)
         _check(model, program, folder / file)
-    write_description(model, found, folder, format="ONNX", opset=OPSET, twin=type(twin).__name__)
+    named = {file: replace(each, outputs=_renamed(each)) for file, each in found.items()}
+    write_description(model, named, folder, format="ONNX", opset=OPSET, twin=type(twin).__name__)
 
 
 def load_twin(model: Model, folder: Path) -> Any:
@@ -65,21 +67,31 @@ def load_twin(model: Model, folder: Path) -> Any:
     Raises:
       UserError: there is none, or it wants more weights.
     """
-    import transformers
-
     family, config_json = _family(model.config)
     (folder / CONFIG).write_text(json.dumps(config_json), encoding="utf-8")
-    write_folder(folder, plan_export(family.table(model.config), model.variables), {}, SHARD_BYTES)
-    architecture = config_json["architectures"][0]
-    load: Any = getattr(transformers, architecture).from_pretrained
-    # Eager: how PyTorch lays out what its fused attention gives is lost on the way to ONNX.
-    twin, found = load(folder, dtype="float32", attn_implementation="eager", output_loading_info=True)
+    write_folder(folder, plan_export(family.table(model.config), model.variables), {}, SHARD_BYTES, family.stem)
+    architecture, load = _loader(config_json)
+    twin, found = load(folder, output_loading_info=True)
     missing = {name.split(".")[0] for name in found["missing_keys"]}
     if missing == {"pooler"}:
         twin.pooler = None  # a body without one is given one of noise
     elif missing:
-        raise UserError(f"{architecture} of transformers wants weights that this model lacks: {', '.join(missing)}")
+        raise UserError(f"{architecture} in PyTorch wants weights that this model lacks: {', '.join(missing)}")
     return twin.eval()
+
+
+def _loader(config_json: Mapping[str, Any]) -> tuple[str, Callable[..., Any]]:
+    """The name of their class, and what loads it."""
+    if "_class_name" in config_json:
+        import diffusers
+
+        name = config_json["_class_name"]
+        return name, partial(getattr(diffusers, name).from_pretrained, low_cpu_mem_usage=False)
+    import transformers
+
+    name = config_json["architectures"][0]
+    # Eager: how PyTorch lays out what its fused attention gives is lost on the way to ONNX.
+    return name, partial(getattr(transformers, name).from_pretrained, dtype="float32", attn_implementation="eager")
 
 
 def _family(config: ModelConfig) -> tuple[Family, dict[str, Any]]:
@@ -92,7 +104,7 @@ def _family(config: ModelConfig) -> tuple[Family, dict[str, Any]]:
             except UserError as problem:
                 problems.append(str(problem))
     raise UserError(
-        "ONNX is written by way of PyTorch, and this model has no twin in transformers: "
+        "ONNX is written by way of PyTorch, and this model has no twin there: "
         + ("; ".join(problems) or f"none of them is a {type(config).__module__}")
     )
 
@@ -126,12 +138,17 @@ def _write(
         str(path),
         dynamic_shapes={"fields": shapes},
         input_names=list(program.inputs),
-        output_names=list(program.outputs),
+        output_names=list(_renamed(program)),
         opset_version=OPSET,
         dynamo=True,
         external_data=external_data,
         verbose=False,
     )
+
+
+def _renamed(program: Program) -> dict[str, jax.ShapeDtypeStruct]:
+    """The outputs by their names in the graph, in their order."""
+    return {f"{name}_out" if name in program.inputs else name: each for name, each in program.outputs.items()}
 
 
 @contextmanager
@@ -164,7 +181,7 @@ def _check(model: Model, program: Program, path: Path) -> None:
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     for rows, most in ((3, 100), (1, 5)):
         batch = program.example(model.config, rows, most)
-        outputs = dict(zip(program.outputs, session.run(list(program.outputs), batch), strict=True))
+        outputs = dict(zip(program.outputs, session.run(list(_renamed(program)), batch), strict=True))
         with jax.default_matmul_precision("highest"):
             expected = {name: np.asarray(each) for name, each in model(**batch).items()}
         for name, each in expected.items():

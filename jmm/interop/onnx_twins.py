@@ -1,4 +1,4 @@
-"""What jmm's systems take and give, said of their twins in transformers.
+"""What jmm's systems take and give, said of their twins in transformers and diffusers.
 
 Each of `TWINS` makes, of a twin, a function (program, **batch) → outputs on torch tensors, in our names and shapes.
 """
@@ -123,6 +123,20 @@ def _encoder_decoder(twin: Any) -> Run:
     return run
 
 
+def _tokenizer(twin: Any) -> Run:
+    def run(program: str, image: Any) -> dict[str, Any]:
+        vectors = twin.quant_conv(twin.encoder(_channels_first(image))).permute(0, 2, 3, 1)
+        book = twin.quantize.embedding.weight
+        # Without the vectors' own squares, which are the same for all codes.
+        codes = ((book * book).sum(1) - 2 * vectors @ book.T).argmin(-1)
+        standing = _channels_first(book[codes])
+        more = (standing,) if twin.config.norm_type == "spatial" else ()
+        made = twin.decoder(twin.post_quant_conv(standing), *more)
+        return {"vectors": vectors, "codes": codes.int(), "image": made.permute(0, 2, 3, 1)}
+
+    return run
+
+
 TWINS: dict[str, Callable[[Any], Run]] = {
     **dict.fromkeys(("ViTForImageClassification", "ViTModel"), _vit),
     "CLIPModel": _clip,
@@ -134,6 +148,7 @@ TWINS: dict[str, Callable[[Any], Run]] = {
         ("BartForConditionalGeneration", "MarianMTModel", "T5ForConditionalGeneration", "MT5ForConditionalGeneration"),
         _encoder_decoder,
     ),
+    "VQModel": _tokenizer,
 }
 """By their class."""
 

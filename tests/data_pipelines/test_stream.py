@@ -19,7 +19,9 @@ from jmm.cli import main
 from jmm.errors import UserError
 from jmm.evaluation.captions import Captions
 from jmm.evaluation.drawings import Drawings
+from jmm.evaluation.writing import pictures_of, write_held_out
 from jmm.generation.images import encode as made
+from jmm.generation.images import paint
 from jmm.generation.texts import tell
 from jmm.interop.convert import save
 from jmm.interop.encode import encode
@@ -95,6 +97,11 @@ def test_both_tasks_are_evaluated(codes, rudolph, tmp_path):
     assert found.keys() == {"captions/exact", "captions/bleu4", "captions/cider"} and found["captions/exact"] == 0
     (path,) = Captions("tell", 3, max_new_tokens=3).draw(rudolph, mixture, tmp_path)
     assert path.stat().st_size > 1000
+    written = write_held_out(rudolph, mixture, part="tell", count=2, max_new_tokens=3)
+    shown = pictures_of(mixture.part("tell"), written)
+    np.testing.assert_array_equal(
+        shown, paint(model_of(TOKENIZER), np.stack([each.example["codes"] for each in written]))
+    )
     assert Drawings(count=2).run(rudolph, mixture)["drawings/true"] == 0
 
 

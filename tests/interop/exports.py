@@ -15,7 +15,7 @@ from data_pipelines.preprocess import Arrays, Preprocess
 from jmm.distributed.mesh import MeshShape, make_mesh
 from jmm.interop.programs import Program, programs
 from jmm.model import Model
-from jmm.models import clip, decoder, encoder_decoder, vit
+from jmm.models import clip, decoder, encoder_decoder, vit, vqgan
 from jmm.parts.transformer import TransformerConfig
 from jmm.protocol import inputs_of
 from tests.arrays import assert_close
@@ -31,6 +31,7 @@ LLAMA = TransformerConfig(
 )
 T5 = encoder_decoder.t5(20, 1, 3, 30)
 
+GRID = vqgan.GridConfig(8, (1, 2), 1, (1,), 6, 4)
 CONFIGS: dict[str, Any] = {
     "vit": vit.Config(vit.ImageTower(TransformerConfig(30, 2, 3, 50), (16, 24), 8), 7),
     "clip": clip.Config(
@@ -44,6 +45,7 @@ CONFIGS: dict[str, Any] = {
     # So long that on its own attention would be done in blocks.
     "llama": decoder.Config(LLAMA, 50, 200, first_position=None, tied_head=False),
     "t5": replace(T5, vocab_size=50, context_length=16),
+    "vqgan": vqgan.Config((16, 16), 3, GRID, 20, 5, vqgan.Learned(weighted="codebook"), critic=None),
 }
 
 

@@ -18,6 +18,8 @@ XLM_R = replace(encoder.xlm_r(24, 2, 3), vocab_size=50, context_length=16)
 OPT = TransformerConfig(24, 2, 3, 40, activation="relu", norm_order="post", norm_eps=1e-5)
 SIGLIP = clip.siglip(TransformerConfig(24, 2, 3, 40, activation="gelu_tanh"), 8, 16, 9)
 SMALL = {"vocab_size": 50, "context_length": 16}
+VQGAN = CONFIGS["vqgan"]
+MOVQ = replace(VQGAN, levels=replace(VQGAN.levels, width=32, groups=32), code_width=6, modulated=True)
 OTHERS = {
     "vit_body": replace(CONFIGS["vit"], num_classes=None),
     "vit_pooler": replace(CONFIGS["vit"], num_classes=None, pooler=True),
@@ -37,6 +39,7 @@ OTHERS = {
         encoder_decoder.marian(24, 2, 3, 40), **SMALL, start_id=39, target_vocab_size=40
     ),
     "marian": replace(encoder_decoder.marian(24, 2, 3, 40), **SMALL, start_id=49),
+    "movq": MOVQ,
     "t5_v1_1": replace(encoder_decoder.t5_v1_1(24, 2, 3, 40), **SMALL),
 }
 
@@ -55,4 +58,4 @@ def test_a_twin_gives_the_same(name, tmp_path):
 
 def test_which_families_have_no_twin():
     without = {name for name, family in FAMILIES.items() if TWINS.keys().isdisjoint(family.architectures)}
-    assert without == {"open_clip", "gemma", "paligemma", "VQModel"}, "these are refused by name"
+    assert without == {"open_clip", "gemma", "paligemma"}, "these are refused by name"

@@ -15,7 +15,7 @@ def run(folder, name, batch):
 
 
 def test_systems_run_in_tensorflow_alone(tmp_path):
-    models = {name: model_of(CONFIGS[name]) for name in ("vit", "clip", "llama")}
+    models = {name: model_of(CONFIGS[name]) for name in ("vit", "clip", "llama", "vqgan")}
     for name, model in models.items():
         (tmp_path / name).mkdir()
         export_savedmodel(model, tmp_path / name)
