@@ -1,6 +1,11 @@
 """Image GPT reads 1,797 real handwritten scans pixel by pixel, completes them, and knows what they show.
 
-    jmm train experiments/image_gpt_digits.py --workdir runs/image_gpt
+    JAX_NUM_CPU_DEVICES=2 jmm train experiments/image_gpt_digits.py --workdir runs/image_gpt
+
+On two CPU cores, 10 minutes in all (2026-11-22; jax 0.10.2, one seed), on 360 held-out scans:
+
+    step   2000  pixels/bits 2.228  markov_bits 2.647  probe/accuracy of layers 1 to 8
+                 0.950 0.958 0.956 0.964 0.975 0.986 0.981 0.978
 
 No label is used in training: the probes of the report are fitted to each layer's features afterwards.
 """
