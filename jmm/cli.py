@@ -303,7 +303,7 @@ def convert(options: argparse.Namespace) -> Result:
     written = [path for path in sorted(options.target.rglob("*")) if path.is_file()]
     files = {str(path.relative_to(options.target)): path.stat().st_size for path in written}
     lines = [f"{'system':<28}{type(model.config).__module__}", f"{'written':<28}{options.target}"]
-    lines += [f"  {name:<26}{size:,} bytes" for name, size in files.items()]
+    lines += [f"  {name:<25} {size:,} bytes" for name, size in files.items()]
     return {"text": "\n".join(lines), "target": str(options.target), "to": options.to, "files": files}
 
 
