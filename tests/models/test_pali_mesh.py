@@ -6,6 +6,7 @@ from functools import cache
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from data_pipelines.mixture import Mixture, Part
 from data_pipelines.scenes import Scenes, tokenizer
@@ -44,8 +45,13 @@ def run(shape=MeshShape(), devices=1, freeze=()):  # noqa: B008
     return made, *run_steps(made, 10)
 
 
-def test_a_mesh_gives_the_same_losses():
-    losses, alone = run(MeshShape(data=1, fsdp=2, tensor=2, sequence=2), 8)[2], run()[2]
+@pytest.mark.parametrize(
+    "shape",
+    [MeshShape(data=8), MeshShape(data=1, fsdp=2, tensor=2, sequence=2)],
+    ids=["data", "fsdp, tensor and sequence"],
+)
+def test_any_mesh_gives_the_same_losses(shape):
+    losses, alone = run(shape, 8)[2], run()[2]
     assert losses[-1] < losses[0]
     np.testing.assert_allclose(losses, alone, rtol=1e-5)
 
