@@ -47,7 +47,7 @@ def export_onnx(model: Model, folder: Path) -> None:
     Raises:
       UserError: packages are missing, the system has no twin in PyTorch, or onnxruntime computes something else.
     """
-    require("onnx", ["torch", "transformers", "diffusers", "onnx", "onnxscript", "onnxruntime"])
+    require("onnx", ["torch", "transformers", "onnx", "onnxscript", "onnxruntime"])
     found = {f"{each.name}.onnx": each for each in programs(model.config)}
     with tempfile.TemporaryDirectory() as published, _quiet():
         twin = load_twin(model, Path(published))
@@ -83,6 +83,7 @@ def load_twin(model: Model, folder: Path) -> Any:
 def _loader(config_json: Mapping[str, Any]) -> tuple[str, Callable[..., Any]]:
     """The name of their class, and what loads it."""
     if "_class_name" in config_json:
+        require("onnx", ["diffusers"])
         import diffusers
 
         name = config_json["_class_name"]
