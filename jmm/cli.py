@@ -35,13 +35,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"jmm {options.command}: interrupted", file=sys.stderr)
         return 130
-    text = result.pop("text")
+    text, code = result.pop("text"), result.pop("code", 0)
     try:
         print(json.dumps(result) if options.json else text, flush=True)
     except BrokenPipeError:
         # Whoever reads has enough (`jmm search … | head`); nothing is left for Python to flush as it ends.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return 0
+    return int(code)
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -84,6 +84,13 @@ def make_parser() -> argparse.ArgumentParser:
     sub.add_argument("--num-processes", type=int, default=1, metavar="N", help="how many they are")
     sub.add_argument("--process-id", type=int, default=0, metavar="I", help="which of them this is, from 0")
 
+    sub = command("plan", plan, "Compile an experiment's step for a TPU slice that is not here, and say what it needs.")
+    sub.add_argument("file", type=Path, metavar="FILE.py", help="its function experiment() says what is to be trained")
+    sub.add_argument("--topology", required=True, metavar="v5e:16x16", help="generation and shape of the slice")
+    sub.add_argument("--price", type=float, metavar="P", help="of a chip for an hour, to give the cost of all steps")
+    sub.add_argument("--to", type=Path, metavar="FOLDER", help="write plan.txt, plan.json and plan.png there")
+    sub.epilog = "Fields of the experiment are set as in training: --mesh.fsdp 16 --batch_size 32768"
+
     sub = command("evaluate", evaluate, "Run the evaluations of a workdir on its newest checkpoint.")
     sub.add_argument("workdir", type=Path, metavar="DIR", help="a workdir of jmm train")
     sub.epilog = "Fields of the evaluations are set as in training: --evaluations.0.count 50"
@@ -104,7 +111,7 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-SETTING_FIELDS = ("train", "evaluate")
+SETTING_FIELDS = ("train", "plan", "evaluate")
 """Commands behind which fields of the experiment may stand."""
 
 FORMS = {
@@ -251,6 +258,31 @@ def next_command(experiment: "Experiment", model: "Model", workdir: Path) -> str
     if "image" in reads:
         return f"jmm caption {workdir} photo.png"
     return f"jmm evaluate {workdir}"
+
+
+def plan(options: argparse.Namespace, overrides: list[str]) -> Result:
+    """jmm plan FILE.py --topology v5e:16x16 [--field.sub value …]"""
+    from jmm.planning.chips import GIB, slice_of
+    from jmm.planning.compiler import compiled
+    from jmm.planning.plan import Plan
+
+    slice_of(options.topology)
+    if options.price is not None and not options.price > 0:
+        raise UserError(f"--price is that of a chip for an hour, above 0, not {options.price:g}", code=2)
+    found = Plan(compiled(options.file, overrides, options.topology))
+    text, figures = found.as_text(options.price), found.as_json(options.price)
+    if not found.fits:
+        short = (found.memory_needed - found.memory_there) / GIB
+        text += (
+            f"\nIt does not fit: {short:.2f} GiB a device are missing; cut the state by mesh.fsdp, or take less a step."
+        )
+    if options.to:
+        options.to.mkdir(parents=True, exist_ok=True)
+        (options.to / "plan.txt").write_text(text + "\n")
+        (options.to / "plan.json").write_text(json.dumps(figures, indent=2) + "\n")
+        found.draw(options.to / "plan.png")
+        text += f"\n{'written':<28}{options.to}"
+    return {"text": text, "code": 0 if found.fits else 1, **figures}
 
 
 def evaluate(options: argparse.Namespace, overrides: list[str]) -> Result:

@@ -1,0 +1,241 @@
+"""Compiles the step of an experiment for a slice that is not there, in a process of its own.
+
+The compiler's environment must be set before jax is imported, and it may end the process that runs it:
+
+    python -m jmm.planning.compiler REQUEST.json ANSWER.json
+
+The request holds `file`, `overrides` and `topology`; the answer `facts`, or the `error` of a user.
+"""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import is_dataclass, replace
+from importlib.metadata import PackageNotFoundError, version
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from jmm.errors import UserError
+from jmm.planning.chips import slice_of
+
+ENVIRONMENT = {
+    "JAX_PLATFORMS": "cpu",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-4",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_WORKER_ID": "0",
+}
+"""With which the compiler works on a machine without a TPU, beside other processes, and says nothing of its own."""
+
+Facts = dict[str, Any]
+
+
+def compiled(file: Path, overrides: Sequence[str], topology: str) -> Facts:
+    """What the compiler makes of an experiment's step, as JSON has it.
+
+    Raises:
+      UserError: the experiment cannot be read or built, the mesh does not fit the slice, the compiler is not there.
+    """
+    try:
+        version("libtpu")
+    except PackageNotFoundError:
+        raise UserError('the TPU compiler is missing; pip install -e ".[tpu]" brings it') from None
+    with tempfile.TemporaryDirectory() as folder:
+        request, answer = Path(folder, "request.json"), Path(folder, "answer.json")
+        request.write_text(json.dumps({"file": str(file), "overrides": list(overrides), "topology": topology}))
+        done = subprocess.run(
+            [sys.executable, "-m", "jmm.planning.compiler", str(request), str(answer)],
+            env={**os.environ, **ENVIRONMENT},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if not answer.exists():
+            last = [line for line in done.stderr.splitlines() if line.strip()][-1:] or ["it said nothing"]
+            raise UserError(f"the compiler ended with {done.returncode}: {last[0][:300]}")
+        found: Facts = json.loads(answer.read_text())
+    if "error" in found:
+        raise UserError(found["error"], found["code"])
+    facts: Facts = found["facts"]
+    return facts
+
+
+def answer(request: dict[str, Any]) -> Facts:
+    """The facts of one request."""
+    from jax.experimental import topologies
+
+    from jmm.distributed.mesh import make_mesh
+    from jmm.distributed.sharding import on_mesh
+    from jmm.overrides import override, read_experiment_file
+    from jmm.training.loop import wanted
+    from jmm.training.step import build
+
+    experiment = read_experiment_file(Path(request["file"]))
+    experiment = override(experiment, request["overrides"], f"jmm plan {request['file']}")
+    if experiment.precision == "auto":
+        experiment = replace(experiment, precision="bfloat16")
+    asked = slice_of(request["topology"])
+    devices = topologies.get_topology_desc(platform="tpu", topology_name=asked.topology).devices
+    program = build(experiment, make_mesh(experiment.mesh, list(devices)))
+    batch = {name: spec for name, spec in batch_of(experiment).items() if name in wanted(program)}
+    with on_mesh(program.mesh):
+        lowered = program.step.lower(program.state, batch)  # type: ignore[attr-defined]
+    kept = cache(lowered.as_text(), asked.topology)
+    if not kept.exists():
+        start = time.perf_counter()
+        made = compile_step(lowered, dict(program.mesh.shape))
+        made["seconds_to_compile"] = round(time.perf_counter() - start, 1)
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        beside = kept.with_suffix(f".{os.getpid()}.tmp")
+        beside.write_text(json.dumps(made))
+        beside.replace(kept)
+    return {
+        "experiment": experiment.name,
+        "topology": asked.name,
+        "mesh": dict(program.mesh.shape),
+        "batch_size": experiment.batch_size,
+        "steps": experiment.steps,
+        "precision": experiment.precision,
+        "parameters": sum(prod(leaf.shape) for leaf in _leaves(program.state.params)),
+        "model_flops": model_flops(experiment),
+        "state_bytes": state_bytes(program, batch),
+        **json.loads(kept.read_text()),
+    }
+
+
+def cache(text: str, topology: str) -> Path:
+    """Where what is known of a program is kept: by all that decides it."""
+    told = [text, topology, version("libtpu"), version("jax"), Path(__file__).with_name("hlo.py").read_text()]
+    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return root / "jmm" / "plans" / f"{hashlib.sha256(chr(0).join(told).encode()).hexdigest()}.json"
+
+
+def batch_of(experiment: Any) -> dict[str, Any]:
+    """Shapes of a batch, and of the number of each row's task."""
+    import jax
+    import numpy as np
+
+    size = experiment.batch_size
+    return {**experiment.model.batch_spec(size), "task": jax.ShapeDtypeStruct((size,), np.int32)}
+
+
+def compile_step(lowered: Any, axes: dict[str, int]) -> Facts:
+    """Memory and operations of the compiled step, or by how much it does not fit."""
+    import re
+
+    import jax
+
+    from jmm.planning.hlo import Mesh, Program
+
+    try:
+        made = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        needed = re.search(r"RESOURCE_EXHAUSTED.*?\(([\d.]+)G\) exceeds available HBM \(([\d.]+)G\)", str(error))
+        if not needed:
+            raise
+        return {"fits": False, "needed": int(float(needed[1]) * 2**30), "available": int(float(needed[2]) * 2**30)}
+    memory = made.memory_analysis()
+    operations = Program(made.as_text(), Mesh(axes)).operations()
+    collectives: defaultdict[tuple[str, str, bool], float] = defaultdict(float)
+    for each in operations:
+        if each.collective:
+            key = (each.collective.kind, "+".join(each.collective.axes), each.collective.hidden)
+            collectives[key] += each.collective.sent * each.times
+    return {
+        "fits": True,
+        "arguments": memory.argument_size_in_bytes,
+        "temporaries": memory.temp_size_in_bytes,
+        "results": memory.output_size_in_bytes - memory.alias_size_in_bytes,
+        "code": memory.generated_code_size_in_bytes,
+        "work": [
+            [each.times, each.flops, each.moved, each.hidden]
+            for each in operations
+            if each.collective is None and (each.flops or each.moved)
+        ],
+        "collectives": [[*key, sent] for key, sent in collectives.items()],
+    }
+
+
+def state_bytes(program: Any, batch: dict[str, Any]) -> dict[str, int]:
+    """Bytes on a device of each kind of array that the step is given."""
+    from jmm.distributed.sharding import batch_sharding, placement_table
+
+    state, shardings = program.state, program.shardings
+    kinds = {
+        "parameters": (state.params, shardings.params),
+        "optimizer": (state.opt_state, shardings.opt_state),
+        "moving average": (state.average, shardings.average),
+        "statistics": (state.collections, shardings.collections),
+        "batch": (batch, dict.fromkeys(batch, batch_sharding(program.mesh))),
+    }
+    found = {name: sum(row.bytes_per_device for row in placement_table(*kind)) for name, kind in kinds.items()}
+    return {name: size for name, size in found.items() if size}
+
+
+def model_flops(experiment: Any) -> float:
+    """Of the gradient of a batch's loss, nothing computed twice: the work that a step cannot do without."""
+    import jax
+
+    from jmm.kernels.placement import for_any_platform
+    from jmm.planning.flops import flops
+    from jmm.protocol import inputs_of
+    from jmm.training.optimizer import merge, split
+
+    config = without_remat(experiment.model)
+    module = config.build()
+
+    def variables() -> Any:
+        fields = {name: jax.numpy.zeros(each.shape, each.dtype) for name, each in config.batch_spec(1).items()}
+        return module.init(jax.random.key(0), **inputs_of(module, fields))
+
+    def loss(params: Any, rest: Any, frozen: Any, batch: Any) -> jax.Array:
+        key = {"dropout": jax.random.key(0)}
+        value: jax.Array = config.loss(module, {"params": merge(params, frozen), **rest}, batch, key).value
+        return value
+
+    with for_any_platform():
+        rest = dict(jax.eval_shape(variables))
+        params, frozen = split(rest.pop("params"), experiment.optimizer.freeze)
+        if experiment.optimizer.average is not None:
+            rest["average"] = merge(params, frozen)
+        return flops(jax.grad(loss), params, rest, frozen, config.batch_spec(experiment.batch_size))
+
+
+def without_remat(config: Any) -> Any:
+    """A configuration none of whose stacks computes anything twice."""
+    from jmm.parts.transformer import TransformerConfig
+
+    if not is_dataclass(config) or isinstance(config, type):
+        return tuple(without_remat(each) for each in config) if type(config) is tuple else config
+    changed = {name: without_remat(getattr(config, name)) for name in config.__dataclass_fields__}
+    if isinstance(config, TransformerConfig):
+        changed["remat"] = "none"
+    return replace(config, **changed)
+
+
+def _leaves(tree: Any) -> list[Any]:
+    import jax
+
+    return jax.tree.leaves(tree)
+
+
+def main() -> None:
+    """Answers the request of one file in another."""
+    request, to = (Path(each) for each in sys.argv[1:])
+    try:
+        found: Facts = {"facts": answer(json.loads(request.read_text()))}
+    except UserError as error:
+        found = {"error": str(error), "code": error.code}
+    to.write_text(json.dumps(found))
+
+
+if __name__ == "__main__":
+    os.environ.update(ENVIRONMENT)
+    main()

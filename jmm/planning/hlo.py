@@ -1,0 +1,391 @@
+"""Reads the text of a program that the TPU compiler made: what each operation computes, moves and sends.
+
+A compiled program is a schedule for one chip. Its operations are counted as often as they run (the bodies of loops are
+written once), a fusion as one operation: what passes inside it never leaves the chip.
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import product
+from math import prod
+from typing import NamedTuple
+
+import numpy as np
+
+BITS = {"pred": 8, "token": 0, "opaque": 0}
+"""Of types whose name does not end in their width."""
+FREE = ("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id", "replica-id")
+"""Operations that move nothing."""
+COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute", "ragged-all-to-all")
+WAITS = ("AllocateBuffer", "AsyncCollectiveStart", "AsyncCollectiveDone", "ConcatBitcast")
+"""Custom calls that reserve, start or await something."""
+
+
+class Shape(NamedTuple):
+    """One array of the program, as a chip holds it."""
+
+    kind: str
+    dims: tuple[int, ...]
+    on_chip: bool
+    """Whether it lies in the chip's own fast memory."""
+
+    @property
+    def bytes(self) -> int:
+        """In memory, without padding."""
+        bits = BITS.get(self.kind) if self.kind in BITS else int(re.findall(r"\d+", self.kind)[0])
+        return prod(self.dims) * (bits or 0) // 8
+
+    @property
+    def moved(self) -> int:
+        """Bytes that pass between the chip and its memory when it is read or written."""
+        return 0 if self.on_chip else self.bytes
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """One line of a computation."""
+
+    name: str
+    op: str
+    shapes: tuple[Shape, ...]
+    """Of what it gives; several where it gives a tuple."""
+    operands: tuple[str, ...]
+    attributes: str
+    root: bool
+
+    def attribute(self, pattern: str) -> str | None:
+        """What the pattern's group finds behind the operands."""
+        found = re.search(pattern, self.attributes)
+        return found[1] if found else None
+
+
+Computation = dict[str, Instruction]
+
+
+class Collective(NamedTuple):
+    """Chips that exchange arrays."""
+
+    kind: str
+    sent: float
+    """Bytes that a chip sends, where each chip of a group passes on to the next (a ring)."""
+    axes: tuple[str, ...]
+    """Those of the mesh over which it goes."""
+    hidden: bool
+    """Whether it runs while other operations do."""
+
+
+class Operation(NamedTuple):
+    """What one operation does each time, and how often it runs."""
+
+    name: str
+    times: int
+    flops: float
+    """Of matrix products and convolutions: two for each multiplication."""
+    moved: int
+    """Bytes between the chip and its memory."""
+    hidden: bool = False
+    """Whether it moves bytes while other operations run."""
+    collective: Collective | None = None
+
+
+@dataclass(frozen=True)
+class Mesh:
+    """Names and sizes of the axes, in the order in which the program counts its chips."""
+
+    axes: dict[str, int]
+
+    @cached_property
+    def places(self) -> np.ndarray:
+        """Of each chip, its place on each axis [chips, axes]."""
+        return np.array(list(product(*(range(size) for size in self.axes.values()))))
+
+    def between(self, group: list[int]) -> tuple[str, ...]:
+        """The axes along which the chips of a group differ."""
+        places = self.places[group]
+        differ = (places != places[0]).any(axis=0)
+        return tuple(name for name, each in zip(self.axes, differ, strict=True) if each)
+
+
+@dataclass
+class Program:
+    """A compiled program."""
+
+    text: str
+    mesh: Mesh
+    computations: dict[str, Computation] = field(default_factory=dict)
+    entry: str = ""
+
+    def __post_init__(self) -> None:
+        """Parses the text."""
+        current: Computation = {}
+        for line in self.text.splitlines():
+            head = re.match(r"(ENTRY )?(%[\w.-]+) \(", line)
+            if head:
+                current = self.computations.setdefault(head[2], {})
+                self.entry = head[2] if head[1] else self.entry
+            elif line.startswith("  ") and (made := instruction(line)):
+                current[made.name] = made
+
+    def operations(self) -> list[Operation]:
+        """All that runs, loops followed."""
+        return list(self._walk(self.entry, 1))
+
+    def _walk(self, name: str, times: int) -> Iterator[Operation]:
+        computation, begun = self.computations[name], set[str]()
+        for each in computation.values():
+            if each.op in FREE:
+                continue
+            if each.op == "while":
+                body, condition = each.attribute(r"body=(%[\w.-]+)"), each.attribute(r"condition=(%[\w.-]+)")
+                assert body and condition
+                yield from self._walk(body, times * self._trips(condition))
+            elif each.op == "call":
+                target = each.attribute(r"to_apply=(%[\w.-]+)")
+                assert target
+                yield from self._walk(target, times)
+            elif each.op == "conditional":
+                yield from self._dearest(each, times)
+            else:
+                yield from self._one(computation, each, times, begun)
+
+    def _dearest(self, each: Instruction, times: int) -> list[Operation]:
+        """Of the branches of a condition the one that moves and computes most."""
+        named = each.attribute(r"branch_computations=\{([^}]*)\}") or ", ".join(
+            re.findall(r"(?:true|false)_computation=(%[\w.-]+)", each.attributes)
+        )
+        branches = [list(self._walk(branch, times)) for branch in named.split(", ")]
+        return max(branches, key=lambda done: sum(one.times * (one.flops + one.moved) for one in done))
+
+    def _trips(self, condition: str) -> int:
+        """How often a loop runs: it counts from 0 to the constant of its condition."""
+        inside = [one for each in self.computations[condition].values() for one in self._inside(each)]
+        counts = [int(one.operands[0]) for one in inside if one.op == "constant" and one.shapes[0].kind == "s32"]
+        if len(counts) != 1:
+            raise ValueError(f"the loop with the condition {condition} does not say how often it runs")
+        return counts[0]
+
+    def _one(self, computation: Computation, each: Instruction, times: int, begun: set[str]) -> Iterator[Operation]:
+        """An operation that is no loop; `begun` are exchanges of this computation that have been counted."""
+        inside = self._inside(each)
+        exchanges = [one for one in inside if kind_of(one)]
+        awaited = any(one.op == "custom-call" and target_of(one) in WAITS for one in inside)
+        for one in exchanges:
+            # One exchange appears in all the fusions that run beside it.
+            chain = one.attribute(r'chain_id="(\d+)"') or (one.attribute(r"channel_id=(\d+)") if awaited else None)
+            if chain is not None and chain in begun:
+                continue
+            begun.update([chain] if chain is not None else [])
+            hidden = awaited or chain is not None or one.op.endswith("-start")
+            source = computation if one is each else self._home(each, one)
+            exchange = self._exchange(source, one, hidden)
+            if "all-reduce-scatter" in each.attributes:  # a sum of which each chip keeps its part: nothing comes back
+                exchange = exchange._replace(kind="reduce-scatter", sent=exchange.sent / 2)
+            yield Operation(one.name, times, 0.0, 0, hidden, exchange)
+        if awaited or (exchanges and inside == [each]) or each.op.endswith("-done"):
+            return
+        if each.op.endswith("-start"):  # a copy from one memory to another while others run
+            moved = max((shape.moved for shape in each.shapes), default=0)
+            yield Operation(each.name, times, 0.0, moved, hidden=True)
+            return
+        flops, moved = self._flops(each, computation), self._moved(each, computation)
+        yield Operation(each.name, times, flops, moved)
+
+    def _inside(self, each: Instruction) -> list[Instruction]:
+        """The instructions of a fusion, those of fusions within it too; any other stands for itself."""
+        called = each.attribute(r"calls=(%[\w.-]+)") if each.op in ("fusion", "async-start") else None
+        if called is None:
+            return [each]
+        return [deep for one in self.computations[called].values() for deep in self._inside(one)]
+
+    def _home(self, fusion: Instruction, wanted: Instruction) -> Computation:
+        """The computation in which an instruction of a fusion stands."""
+        called = fusion.attribute(r"calls=(%[\w.-]+)")
+        assert called
+        own = self.computations[called]
+        if any(one is wanted for one in own.values()):
+            return own
+        nested = (one for one in own.values() if one.op == "fusion" and any(x is wanted for x in self._inside(one)))
+        return self._home(next(nested), wanted)
+
+    def _exchange(self, home: Computation, each: Instruction, hidden: bool) -> Collective:
+        kind = kind_of(each)
+        assert kind
+        if kind == "collective-permute":
+            pairs = re.findall(r"\{(\d+),(\d+)\}", each.attribute(r"source_target_pairs=\{(.*?)\}(?:,|$| )") or "")
+            pairs = pairs or re.findall(r"\{(\d+),(\d+)\}", each.attributes)
+            axes = sorted({axis for pair in pairs for axis in self.mesh.between([int(pair[0]), int(pair[1])])})
+            return Collective(kind, each.shapes[0].bytes, tuple(axes), hidden)
+        group = replica_group(each.attributes, len(self.mesh.places))
+        ways, given = len(group), sum(home[name].shapes[0].bytes for name in each.operands if name in home)
+        given = given or sum(shape.bytes for shape in each.shapes)
+        # What a chip sends round a ring (Chan et al. 2007): of its own part to every other, of a sum there and back.
+        sent = {"all-gather": given * (ways - 1), "all-reduce": 2 * given * (ways - 1) / ways}
+        return Collective(kind, sent.get(kind, given * (ways - 1) / ways), self.mesh.between(group), hidden)
+
+    def _flops(self, each: Instruction, computation: Computation) -> float:
+        if each.op == "fusion":
+            called = each.attribute(r"calls=(%[\w.-]+)")
+            assert called
+            inner = self.computations[called]
+            return sum(self._flops(one, inner) for one in inner.values())
+        if each.op == "custom-call":  # a kernel says what it computes
+            return float(each.attribute(r'"flops":"?(\d+)') or 0)
+        if each.op == "convolution":
+            return convolution_flops(each, *(computation[name].shapes[0] for name in each.operands[:2]))
+        if each.op == "dot":
+            contracted = each.attribute(r"lhs_contracting_dims=\{([\d,]*)\}") or ""
+            left = computation[each.operands[0]].shapes[0]
+            return 2.0 * prod(each.shapes[0].dims) * prod(left.dims[int(i)] for i in contracted.split(",") if i)
+        return 0.0
+
+    def _moved(self, each: Instruction, computation: Computation) -> int:
+        """Bytes read and written: of an array that a fusion takes or writes only a slice of, the slice."""
+        operands = [computation[name] for name in each.operands if name in computation]
+        if each.op in ("dynamic-slice", "slice", "gather"):
+            return 2 * sum(shape.moved for shape in each.shapes)
+        if each.op == "dynamic-update-slice":
+            return 2 * operands[1].shapes[0].moved
+        if each.op != "fusion":
+            read = sum(shape.moved for one in operands for shape in one.shapes)
+            return read + sum(shape.moved for shape in each.shapes)
+        called = each.attribute(r"calls=(%[\w.-]+)")
+        assert called
+        inner = self.computations[called]
+        parameters = {int(one.operands[0]): one.name for one in inner.values() if one.op == "parameter"}
+        read = 0
+        for index, operand in enumerate(operands):
+            shape = operand.shapes[0]
+            taken = _slices(inner, parameters[index]) if index in parameters else None
+            read += shape.moved if taken is None or shape.on_chip else min(taken, shape.moved)
+        root = next(one for one in inner.values() if one.root)
+        parts = [inner[name] for name in root.operands] if root.op == "tuple" else [root]
+        written = 0
+        for shape, part in zip(each.shapes, parts, strict=False):
+            update = _updated(inner, part)
+            written += shape.moved if update is None or shape.on_chip else update
+        return read + written
+
+
+def _slices(inner: Computation, name: str) -> int | None:
+    """Bytes of all slices that are taken of a parameter, or written into it; None: it is used whole."""
+    total = 0
+    for user in (one for one in inner.values() if name in one.operands):
+        if user.op == "bitcast":
+            deeper = _slices(inner, user.name)
+            if deeper is None:
+                return None
+            total += deeper
+        elif user.op in ("dynamic-slice", "slice", "gather") and user.operands[0] == name:
+            total += user.shapes[0].bytes
+        elif user.op != "dynamic-update-slice" or user.operands[0] != name:
+            return None
+    return total
+
+
+def _updated(inner: Computation, part: Instruction) -> int | None:
+    """Bytes that are written into a larger array; None: it is written whole."""
+    while part.op == "bitcast":
+        part = inner[part.operands[0]]
+    return inner[part.operands[1]].shapes[0].bytes if part.op == "dynamic-update-slice" else None
+
+
+def kind_of(each: Instruction) -> str | None:
+    """Which exchange between chips it is, if it is one."""
+    op = each.op.removesuffix("-start")
+    return op if op in COLLECTIVES else None
+
+
+def target_of(each: Instruction) -> str:
+    """Of a custom call."""
+    return each.attribute(r'custom_call_target="([^"]*)"') or ""
+
+
+def instruction(line: str) -> Instruction | None:
+    """`  ROOT %name = f32[2,3]{1,0:T(8,128)S(1)} op(%a, %b), attribute=…`; None for another line."""
+    found = re.match(r"\s+(ROOT )?(%[\w.-]+) = ", line)
+    if not found:
+        return None
+    rest = line[found.end() :]
+    end = _closing(rest, 0) if rest.startswith("(") else rest.index(" ")
+    kinds, rest = (rest[: end + 1], rest[end + 1 :].lstrip()) if rest.startswith("(") else (rest[:end], rest[end + 1 :])
+    op, _, _ = rest.partition("(")
+    close = _closing(rest, len(op))
+    inside = re.sub(r"/\*.*?\*/", "", rest[len(op) + 1 : close])
+    operands = tuple(re.findall(r"%[\w.-]+", inside)) or tuple(filter(None, [inside.strip()]))
+    return Instruction(found[2], op, shapes_of(kinds), operands, rest[close + 1 :], bool(found[1]))
+
+
+def _closing(text: str, start: int) -> int:
+    """Where the bracket that opens at `start` closes."""
+    depth = 0
+    for index in range(start, len(text)):
+        depth += (text[index] == "(") - (text[index] == ")")
+        if depth == 0:
+            return index
+    raise ValueError(f"a bracket stays open in {text[:80]}")
+
+
+def shapes_of(text: str) -> tuple[Shape, ...]:
+    """`(f32[2,3]{1,0:T(8,128)S(1)}, s32[])`: memory space 1 and above is on the chip."""
+    found = re.findall(r"(\w+)\[([\d,]*)\](?:\{([^}]*)\})?", text)
+    return tuple(Shape(kind, tuple(_numbers(dims)), "S(" in layout) for kind, dims, layout in found)
+
+
+NAMED_GROUPS = r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))? \{([^}]*)\}"
+"""Sizes of axes; how their chips are counted; the axes of a group."""
+
+
+def replica_group(text: str, chips: int) -> list[int]:
+    """The first group of chips of an exchange, in any of the three spellings of it."""
+    if found := re.search(r"replica_groups=\{\{([\d,]+)\}", text):
+        return [int(each) for each in found[1].split(",")]
+    if found := re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", text):
+        ids = _counted(found[2], found[3]).reshape(_numbers(found[1]))
+        return [int(each) for each in ids[0].ravel()]
+    if found := re.search(NAMED_GROUPS, text):
+        sizes = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", found[1])}
+        ids = _counted(found[2], found[3]) if found[2] else np.arange(prod(sizes.values()))
+        grouped = re.findall(r"'(\w+)'(?::\((\d+)\)(\d+))?", found[4])
+        shape: list[int] = []
+        inside: list[int] = []
+        taken = {name: (int(before or 1), int(part or 0)) for name, before, part in grouped}
+        for name, size in sizes.items():
+            before, part = taken.get(name, (size, 1))
+            part = part or size
+            inside += [len(shape) + 1] if name in taken else []
+            shape += [before, part, size // (before * part)]
+        ids = np.moveaxis(ids.reshape(shape), inside, range(len(inside)))
+        return [int(each) for each in ids.reshape(prod(ids.shape[: len(inside)]), -1)[:, 0]]
+    return list(range(chips))
+
+
+def _numbers(text: str) -> list[int]:
+    return [int(each) for each in text.split(",") if each]
+
+
+def _counted(dims: str, order: str | None) -> np.ndarray:
+    ids = np.arange(prod(_numbers(dims))).reshape(_numbers(dims))
+    return ids.transpose(_numbers(order)) if order else ids
+
+
+def convolution_flops(each: Instruction, left: Shape, right: Shape) -> float:
+    """Two for each product of an element that is there with a weight: a product of batches is written as a
+    convolution most of whose window falls on gaps, and those cost nothing."""
+    labels = each.attribute(r"dim_labels=([\w>-]+)")
+    assert labels
+    lhs, rhs, out = re.split(r"_|->", labels)
+    window = each.attribute(r"window=\{([^}]*)\}") or ""
+    settings = {key: value.split("x") for key, value in re.findall(r"(\w+)=([\w-]+)", window)}
+    pairs = 1.0
+    for axis in range(len(settings.get("size", []))):
+        pad = settings["pad"][axis] if "pad" in settings else "0_0"
+        number = {key: int(settings[key][axis]) for key in ("stride", "lhs_dilate", "rhs_dilate") if key in settings}
+        size, stride, gap = int(settings["size"][axis]), number.get("stride", 1), number.get("lhs_dilate", 1)
+        there = (left.dims[lhs.index(str(axis))] - 1) * gap + 1
+        starts = np.arange(each.shapes[0].dims[out.index(str(axis))]) * stride - int(pad.split("_")[0])
+        seen = starts[:, None] + np.arange(size)[None] * number.get("rhs_dilate", 1)
+        pairs *= ((seen >= 0) & (seen < there) & (seen % gap == 0)).sum()
+    made = each.shapes[0].dims
+    return float(2 * pairs * made[out.index("b")] * made[out.index("f")] * right.dims[rhs.index("i")])
