@@ -30,8 +30,11 @@ class Pursuit:
     learning_rate: float = 0.1
     """In units of the deviation of the tokenizer's codes."""
     cutouts: int = 16
-    """Squares of each picture that the CLIP sees at a step, of a half to the whole of its side and anywhere in it."""
-    noise: float = 0.1
+    """Squares of each picture that the CLIP sees at a step, anywhere in it."""
+    smallest: float = 0.85
+    """Side of the smallest cut-out as a share of the picture's; the largest is whole. A CLIP that knows only whole
+    scenes is told by smaller ones to fill the rest of the picture with more of the same."""
+    noise: float = 0.4
     """Deviation of the noise in a cut-out: evenly drawn up to this, of pixels from -1 to 1. What persuades a CLIP by
     single pixels does not survive it."""
     shown: int = 8
@@ -73,6 +76,9 @@ def pursue(
         raise UserError(f"{type(clip.module).__name__} does not compare images with texts; a CLIP does")
     if min(manner.steps, manner.shown, manner.cutouts) < 1:
         raise UserError("a pursuit needs at least one step, one cut-out and one picture shown")
+    if not 0 < manner.smallest <= 1:
+        what = "the smallest cut-out is a share of the picture's side, above 0 and up to 1"
+        raise UserError(f"{what}, not {manner.smallest}")
     config: Any = tokenizer.config
     if clip.preprocess.channels != tokenizer.preprocess.channels:
         raise UserError(f"the CLIP sees {clip.preprocess.channels} channels of colour, not {config.channels}")
@@ -126,7 +132,7 @@ def _cut(
 
     def one(image: jax.Array, key: PRNGKeyArray) -> jax.Array:
         share, place, amount, noise = jax.random.split(key, 4)
-        side = jax.random.uniform(share, (), minval=0.5) * sides.min()
+        side = jax.random.uniform(share, (), minval=manner.smallest) * sides.min()
         first = jax.random.uniform(place, (2,)) * (sides - side)
         scale = jnp.asarray([height, width]) / side
         cut = jax.image.scale_and_translate(

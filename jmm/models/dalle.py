@@ -70,7 +70,10 @@ class Config:
     """Share of its gradient that an embedding follows (Ding et al. 2021, CogView)."""
     drop_text: float = 0.0
     """The share of training examples whose text is left out, so that guidance has something to lead away from (Ho &
-    Salimans 2022, section 3.2)."""
+    Salimans 2022, section 3.2); of those only without right text, which speaks of it."""
+    draws_given: bool = True
+    """Whether the picture before a right text is learned to be drawn too, as public code has it: mostly without a
+    caption, which teaches a small model to draw what no caption says. If not, it is only read."""
 
     def __post_init__(self) -> None:
         """Raises UserError for fields that contradict each other."""
@@ -114,9 +117,12 @@ class Config:
     def loss(self, module: nn.Module, variables: Variables, batch: Batch, rngs: dict[str, jax.Array]) -> Loss:
         """The weighted mean of the cross-entropies of text, image and right text, each over its own part of the head
         (section 2.2)."""
+        drawn = jnp.ones(batch["codes"].shape[:1], bool)
+        if self.right_length:
+            drawn = ~batch["target_mask"][:, 1:].any(axis=1)
         if self.drop_text:
-            kept = jax.random.bernoulli(rngs["dropout"], 1 - self.drop_text, batch["text_mask"].shape[:1])
-            batch = {**batch, "text_mask": batch["text_mask"] & kept[:, None]}
+            dropped = drawn & jax.random.bernoulli(rngs["dropout"], self.drop_text, drawn.shape)
+            batch = {**batch, "text_mask": batch["text_mask"] & ~dropped[:, None]}
         outputs, updates = training_forward(module, variables, batch, rngs)
         logits, ids = outputs["logits"], self.ids(batch["text"], batch.get("text_mask"), batch["codes"])
         words, codes, start = self.text_vocab, ids[:, self.first :], self.first
@@ -127,7 +133,8 @@ class Config:
         parts = {"text": (logits[:, :seen, :words], labels, jnp.ones(labels.shape, bool))}
         end = self.first + self.num_codes
         labels = ids[:, seen + 1 : end] - words
-        parts["image"] = (logits[:, seen : end - 1, words:], labels, jnp.ones(labels.shape, bool))
+        learned = jnp.broadcast_to(drawn[:, None] | self.draws_given, labels.shape)
+        parts["image"] = (logits[:, seen : end - 1, words:], labels, learned)
         if self.right_length:
             target, mask = batch["target"], batch["target_mask"]
             parts["right"] = (logits[:, end : end + self.right_length - 1, :words], target[:, 1:], mask[:, 1:])

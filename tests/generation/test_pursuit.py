@@ -23,7 +23,7 @@ CLIP = clip.Config(
     vit.ImageTower(TOWER, (24, 24), 8, pool="mean"), clip.TextTower(TOWER, STREAM.text_vocab, DATA.text_length), 8
 )
 
-MANNER = Pursuit(steps=60, cutouts=4, noise=0.0, shown=3)
+MANNER = Pursuit(steps=60, cutouts=4, smallest=0.5, noise=0.0, shown=3)
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +65,7 @@ def test_pictures_are_of_codes(models):
 def test_cut_outs_are_squares_of_the_picture():
     """Of a ramp from left to right each is a ramp as steep as its side is short, and lies within it."""
     ramp = jnp.broadcast_to(jnp.linspace(-1, 1, 40)[None, None, :, None], (2, 30, 40, 3))
-    cuts = _cut(ramp, (48, 64), Pursuit(cutouts=5, noise=0.0), jax.random.key(0))
+    cuts = _cut(ramp, (48, 64), Pursuit(cutouts=5, smallest=0.5, noise=0.0), jax.random.key(0))
     assert cuts.shape == (10, 48, 64, 3)
     steps = np.diff(cuts, axis=2)[:, :, 4:-4]
     step = steps.mean(axis=(1, 2, 3), keepdims=True)
@@ -84,6 +84,8 @@ def test_one_sentence_for_what_cannot_be_used(models):
         pursue(tokenizer, tokenizer, PROMPT)
     with pytest.raises(UserError, match="at least one step"):
         pursue(tokenizer, matcher, PROMPT, manner=Pursuit(steps=0))
+    with pytest.raises(UserError, match="the smallest cut-out is a share of the picture's side"):
+        pursue(tokenizer, matcher, PROMPT, manner=Pursuit(smallest=0.0))
     grey = replace(matcher, preprocess=replace(matcher.preprocess, channels=1))
     with pytest.raises(UserError, match="the CLIP sees 1 channels of colour, not 3"):
         pursue(tokenizer, grey, PROMPT)

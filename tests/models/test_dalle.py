@@ -194,6 +194,22 @@ def test_text_is_dropped_from_a_share_of_the_examples():
         replace(config, drop_text=1.0)
 
 
+def test_a_picture_before_a_right_text_may_be_read_only():
+    """Then neither is its loss learned nor its text dropped: a question stays before its answer."""
+    config, module, variables, batch = read(read_golden(golden_files("rudolph")[0]))
+    config = replace(config, weights=(0.0, 1.0, 0.0), draws_given=False)
+    batch = {name: jnp.concatenate([each] * 8) for name, each in batch.items()}
+    told = np.arange(16) % 4 == 1
+    batch["target_mask"] = jnp.ones_like(batch["target_mask"]).at[:, 1:].set(told[:, None])
+    of_rows = jax.jit(partial(config.loss, module))(variables, batch, KEYS)
+    all_rows = jax.jit(partial(replace(config, draws_given=True).loss, module))(variables, batch, KEYS)
+    np.testing.assert_allclose(of_rows.rows, np.where(told, 0, all_rows.rows), rtol=1e-6)
+    np.testing.assert_allclose(of_rows.value, all_rows.rows[~told].mean(), rtol=1e-5)
+    dropping = replace(config, drop_text=0.5, draws_given=True)
+    dropped = jax.jit(partial(dropping.loss, module))(variables, batch, KEYS).rows != all_rows.rows
+    assert 0 < dropped.sum() < (~told).sum() and not dropped[told].any()
+
+
 def model_of(config, variables):
     return Model(config, config.build(), variables, Preprocess(), make_mesh(MeshShape(), jax.devices()[:1]))
 
