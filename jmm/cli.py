@@ -88,6 +88,7 @@ def make_parser() -> argparse.ArgumentParser:
     sub.add_argument("file", type=Path, metavar="FILE.py", help="its function experiment() says what is to be trained")
     sub.add_argument("--topology", required=True, metavar="v5e:16x16", help="generation and shape of the slice")
     sub.add_argument("--price", type=float, metavar="P", help="of a chip for an hour, to give the cost of all steps")
+    sub.add_argument("--search", type=int, metavar="N", help="compile up to N arrangements, and give the best that fit")
     sub.add_argument("--to", type=Path, metavar="FOLDER", help="write plan.txt, plan.json and plan.png there")
     sub.epilog = "Fields of the experiment are set as in training: --mesh.fsdp 16 --batch_size 32768"
 
@@ -262,20 +263,27 @@ def next_command(experiment: "Experiment", model: "Model", workdir: Path) -> str
 
 def plan(options: argparse.Namespace, overrides: list[str]) -> Result:
     """jmm plan FILE.py --topology v5e:16x16 [--field.sub value …]"""
-    from jmm.planning.chips import GIB, slice_of
+    from jmm.planning.chips import slice_of
     from jmm.planning.compiler import compiled
     from jmm.planning.plan import Plan
+    from jmm.planning.search import search
 
     slice_of(options.topology)
     if options.price is not None and not options.price > 0:
         raise UserError(f"--price is that of a chip for an hour, above 0, not {options.price:g}", code=2)
-    found = Plan(compiled(options.file, overrides, options.topology))
-    text, figures = found.as_text(options.price), found.as_json(options.price)
-    if not found.fits:
-        short = (found.memory_needed - found.memory_there) / GIB
-        text += (
-            f"\nIt does not fit: {short:.2f} GiB a device are missing; cut the state by mesh.fsdp, or take less a step."
-        )
+    if options.search is not None and options.search < 1:
+        raise UserError(f"--search is the number of arrangements to try, at least 1, not {options.search}", code=2)
+    asked = (options.file, overrides, options.topology)
+    head, more = "", {}
+    if options.search:
+        kept = search(*asked, options.search, compiled, lambda line: print(line, file=sys.stderr, flush=True))
+        best = [(" ".join(fields), each) for fields, each in kept[:BEST]]
+        head = "".join(f"{1e3 * each.step_seconds:10.2f} ms  {fields}\n" for fields, each in best) + "\n"
+        more = {"best": [{"fields": fields, **each.as_json(options.price)} for fields, each in best]}
+        found = kept[0][1]
+    else:
+        found = Plan(compiled(*asked))
+    text, figures = head + found.as_text(options.price), found.as_json(options.price) | more
     if options.to:
         options.to.mkdir(parents=True, exist_ok=True)
         (options.to / "plan.txt").write_text(text + "\n")
@@ -283,6 +291,10 @@ def plan(options: argparse.Namespace, overrides: list[str]) -> Result:
         found.draw(options.to / "plan.png")
         text += f"\n{'written':<28}{options.to}"
     return {"text": text, "code": 0 if found.fits else 1, **figures}
+
+
+BEST = 3
+"""Arrangements that a search shows."""
 
 
 def evaluate(options: argparse.Namespace, overrides: list[str]) -> Result:

@@ -158,7 +158,13 @@ class Plan:
         ]
         if facts["fits"]:
             rows += self._work(device, price)
-        return "\n".join(f"{name:<28}{value}".rstrip() for name, value in rows)
+        lines = [f"{name:<28}{value}".rstrip() for name, value in rows]
+        if not self.fits:
+            short = (self.memory_needed - self.memory_there) / GIB
+            lines.append(
+                f"It does not fit: {short:.2f} GiB a {device} are missing; cut more by mesh.fsdp, or do less a step."
+            )
+        return "\n".join(lines)
 
     def _work(self, device: str, price: float | None) -> list[tuple[str, str]]:
         seconds, model, executed = self.seconds, self.facts["model_flops"], self.flops_executed

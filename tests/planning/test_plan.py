@@ -41,6 +41,11 @@ FACTS = {
 }
 
 
+def without(*names):
+    """The facts but for some."""
+    return {name: FACTS[name] for name in FACTS if name not in names}
+
+
 def test_the_roofline_by_hand():
     plan = Plan(FACTS)
     assert plan.seconds == pytest.approx({"compute": 0.5, "memory": 0.2, "interconnect": 0.1})
@@ -63,7 +68,7 @@ def test_what_runs_beside_other_work_costs_what_is_longer():
 def test_what_does_not_fit():
     too_much = Plan(FACTS | {"temporaries": 13 * GIB})
     assert not too_much.fits and too_much.memory_needed == 17.5 * GIB
-    told = {name: FACTS[name] for name in FACTS if name not in ("work", "collectives", "arguments", "temporaries")}
+    told = without("work", "collectives", "arguments", "temporaries")
     refused = Plan(told | {"fits": False, "needed": 108 * GIB, "available": 15 * GIB})
     assert not refused.fits and refused.memory_there == 15 * GIB
     assert "108.000 GiB of 15.00" in refused.as_text() and "step_seconds" not in refused.as_json()
@@ -152,7 +157,7 @@ def test_bad_input_gets_one_sentence(small, tmp_path, capsys, monkeypatch):
 
 def test_a_step_that_does_not_fit_ends_with_1(small, capsys, monkeypatch):
     told = {"fits": False, "needed": 20 * GIB, "available": 15 * GIB}
-    facts = {name: FACTS[name] for name in FACTS if name not in ("work", "collectives")} | told
+    facts = without("work", "collectives") | told
     monkeypatch.setattr(compiler, "compiled", lambda *asked: facts)
     assert main(["plan", small, "--topology", "v5e:4x4"]) == 1
-    assert "It does not fit: 5.00 GiB a device are missing" in capsys.readouterr().out
+    assert "It does not fit: 5.00 GiB a chip are missing" in capsys.readouterr().out
