@@ -80,6 +80,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     sub.add_argument("--show-sharding", action="store_true", help="print where every array lies on the mesh, and stop")
     sub.add_argument("--profile", action="store_true", help="record a trace of ten steps in DIR/profile")
+    sub.add_argument("--cluster", action="store_true", help="join the processes that Cloud TPU, GKE or Slurm tells of")
     sub.add_argument("--coordinator", metavar="HOST:PORT", help="process 0 of several that train together")
     sub.add_argument("--num-processes", type=int, default=1, metavar="N", help="how many they are")
     sub.add_argument("--process-id", type=int, default=0, metavar="I", help="which of them this is, from 0")
@@ -156,7 +157,13 @@ def train(options: argparse.Namespace, overrides: list[str]) -> Result:
     if options.help:
         print(train_usage(options))
     experiment = override(base, ["--help"] if options.help else overrides, f"jmm train {options.file}")
-    if options.num_processes > 1 or options.coordinator:
+    if options.cluster:
+        from jmm.distributed.processes import join_cluster
+
+        if options.coordinator or options.num_processes > 1:
+            raise UserError("--cluster finds the other processes itself; --coordinator names them: give one", code=2)
+        join_cluster()
+    elif options.num_processes > 1 or options.coordinator:
         from jmm.distributed.processes import Cluster, initialize
 
         if not options.coordinator:

@@ -103,6 +103,8 @@ def test_every_command_has_help(capsys, command):
         (["train", QUICKSTART, "--stepps", "5"], "there is no field stepps; the nearest is steps"),
         (["train", QUICKSTART, "--steps", "many"], "many"),
         (["train", QUICKSTART, "--num-processes", "2", "--workdir", "D"], "--coordinator HOST:PORT"),
+        (["train", QUICKSTART, "--cluster", "--workdir", "D"], "nothing here tells of a cluster"),
+        (["train", QUICKSTART, "--cluster", "--coordinator", "a:1", "--workdir", "D"], "names them: give one"),
         (
             ["train", QUICKSTART, "--mesh.fsdp", "3", "--show-sharding"],
             "a multiple of 3 devices, there are 8",

@@ -35,6 +35,22 @@ def initialize(cluster: Cluster | None) -> None:
         raise UserError(f"cannot join the processes at {cluster.coordinator}: {error}") from error
 
 
+def join_cluster() -> None:
+    """Joins the processes that the machine's surroundings tell of, as Cloud TPU, GKE and Slurm do; call before anything
+    touches a device.
+
+    Raises:
+      UserError: nothing tells of other processes, or they do not come.
+    """
+    try:
+        jax.distributed.initialize()
+    except (RuntimeError, ValueError) as error:
+        why = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(
+            f"nothing here tells of a cluster ({why}); name its first process with --coordinator HOST:PORT"
+        ) from error
+
+
 def is_first() -> bool:
     """True in the one process that writes files."""
     return jax.process_index() == 0
