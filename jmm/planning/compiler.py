@@ -10,6 +10,7 @@ The request holds `file`, `overrides` and `topology`; the answer `facts`, or the
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -69,6 +70,7 @@ def compiled(file: Path, overrides: Sequence[str], topology: str) -> Facts:
 
 def answer(request: dict[str, Any]) -> Facts:
     """The facts of one request."""
+    import jax
     from jax.experimental import topologies
 
     from jmm.distributed.mesh import make_mesh
@@ -103,7 +105,7 @@ def answer(request: dict[str, Any]) -> Facts:
         "batch_size": experiment.batch_size,
         "steps": experiment.steps,
         "precision": experiment.precision,
-        "parameters": sum(prod(leaf.shape) for leaf in _leaves(program.state.params)),
+        "parameters": sum(prod(leaf.shape) for leaf in jax.tree.leaves(program.state.params)),
         "model_flops": model_flops(experiment),
         "state_bytes": state_bytes(program, batch),
         **json.loads(kept.read_text()),
@@ -128,8 +130,6 @@ def batch_of(experiment: Any) -> dict[str, Any]:
 
 def compile_step(lowered: Any, axes: dict[str, int]) -> Facts:
     """Memory and operations of the compiled step, or by how much it does not fit."""
-    import re
-
     import jax
 
     from jmm.planning.hlo import Mesh, Program
@@ -218,12 +218,6 @@ def without_remat(config: Any) -> Any:
     if isinstance(config, TransformerConfig):
         changed["remat"] = "none"
     return replace(config, **changed)
-
-
-def _leaves(tree: Any) -> list[Any]:
-    import jax
-
-    return jax.tree.leaves(tree)
 
 
 def main() -> None:

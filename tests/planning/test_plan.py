@@ -1,6 +1,7 @@
 """Plans: the roofline by hand, what does not fit, and the command on the real compiler."""
 
 import json
+import sys
 
 import pytest
 from PIL import Image
@@ -10,6 +11,8 @@ from jmm.errors import UserError
 from jmm.planning import compiler
 from jmm.planning.chips import CHIPS, GIB, slice_of
 from jmm.planning.plan import Plan
+
+LINUX = pytest.mark.skipif(sys.platform != "linux", reason="the TPU compiler exists for Linux alone")
 
 FACTS = {
     "experiment": "counted",
@@ -114,7 +117,8 @@ def small(tmp_path, monkeypatch):
     return str(tmp_path / "small.py")
 
 
-def test_the_command(small, tmp_path, capsys, monkeypatch):
+@LINUX
+def test_the_command(small, tmp_path, capsys):
     asked = ["plan", small, "--topology", "v5e:2x2", "--json"]
     assert main([*asked, "--to", str(tmp_path / "plan"), "--price", "1.5"]) == 0
     found = json.loads(capsys.readouterr().out)
@@ -134,6 +138,7 @@ def test_the_command(small, tmp_path, capsys, monkeypatch):
     assert json.loads(capsys.readouterr().out)["memory"]["program"] == 777
 
 
+@LINUX
 def test_bad_input_gets_one_sentence(small, tmp_path, capsys, monkeypatch):
     def refused(*arguments):
         code = main(["plan", *arguments])
