@@ -158,7 +158,8 @@ class Plan:
         ]
         if facts["fits"]:
             rows += self._work(device, price)
-        lines = [f"{name:<28}{value}".rstrip() for name, value in rows]
+        wide = max(28, *(len(name) + 2 for name, _ in rows))
+        lines = [f"{name:<{wide}}{value}".rstrip() for name, value in rows]
         if not self.fits:
             short = (self.memory_needed - self.memory_there) / GIB
             lines.append(
