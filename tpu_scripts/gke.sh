@@ -51,12 +51,10 @@ case $verb in
 esac
 
 [[ $image ]] || refuse '--image IMAGE is missing'
-[[ $restarts =~ ^[0-9]+$ ]] || refuse "--restarts is how often at most, not $restarts"
 [[ $topology =~ ^(v4|v5e|v5p|v6e|v7x):[0-9]+x[0-9]+(x[0-9]+)?$ ]] ||
   refuse "--topology is a generation and a shape, such as v5e:16x16, not ${topology:-empty}"
-[[ $# -ge 2 ]] || refuse 'nothing stands behind --: FILE.py --workdir DIR'
+check_training "$restarts" "$@"
 shift
-[[ " $* " == *' --workdir '* ]] || refuse '--workdir DIR is missing behind --'
 
 shape=${topology#*:}
 case ${topology%%:*} in

@@ -23,9 +23,7 @@ while [[ $# -gt 0 && $1 != -- ]]; do
   shift
 done
 place
-[[ $restarts =~ ^[0-9]+$ ]] || refuse "--restarts is how often at most, not $restarts"
-[[ $# -ge 2 ]] || refuse 'nothing stands behind --: FILE.py --workdir DIR'
+check_training "$restarts" "$@"
 shift
-[[ " $* " == *' --workdir '* ]] || refuse '--workdir DIR is missing behind --'
 
 on_workers "cd jmm && nohup tpu_scripts/worker.sh $restarts $(printf '%q ' "$@")> ~/train.log 2>&1 < /dev/null &"

@@ -87,3 +87,10 @@ on_workers() {
     run gcloud compute tpus tpu-vm ssh "$node" "${PLACE[@]}" --worker all --command "$1"
   done
 }
+
+# How often a training may start again at most; and what is for jmm train, behind --: a file and a workdir.
+check_training() {
+  [[ $1 =~ ^[0-9]+$ ]] || refuse "--restarts is how often at most, not $1"
+  [[ $# -ge 3 ]] || refuse 'nothing stands behind --: FILE.py --workdir DIR'
+  [[ " $* " == *' --workdir '* ]] || refuse '--workdir DIR is missing behind --'
+}

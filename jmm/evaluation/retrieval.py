@@ -12,8 +12,8 @@ from data_pipelines.pipeline import held_out
 from data_pipelines.protocol import Dataset, Example
 from jmm.errors import UserError
 from jmm.evaluation import pictures
+from jmm.generation.pursuit import read_texts
 from jmm.model import Model
-from jmm.protocol import inputs_of
 
 
 @dataclass(frozen=True)
@@ -76,11 +76,9 @@ def likeness(model: Model, images: Sequence[np.ndarray], texts: Sequence[str]) -
     """The cosine similarity of each image, uint8 [h, w, c], to its text.
 
     Raises:
-      UserError: the model does not embed images and texts in one space.
+      UserError: the model does not embed images and texts in one space, or has another vocabulary than its tokenizer.
     """
-    if set(inputs_of(model.module, {"image": 0, "text": 0})) != {"image", "text"}:
-        raise UserError(f"{type(model.module).__name__} does not compare images with texts; a CLIP does")
-    rows = model.preprocess(images=images, texts=texts)
+    rows = {**read_texts(model, texts), **model.preprocess(images=images)}
     found = model.outputs(rows, ["image_embedding", "text_embedding"])
     return np.einsum("nd,nd->n", found["image_embedding"], found["text_embedding"])
 

@@ -4,6 +4,7 @@ codes ─► tokenizer ─► picture ─► cut-outs, each a little changed ─
   └──────────────────────────────── gradient ◄────────────────────────────────┘
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -11,8 +12,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from flax.traverse_util import flatten_dict
 from jaxtyping import Array, Float, PRNGKeyArray, UInt8
 
+from data_pipelines.preprocess import Arrays
 from jmm.distributed.sharding import on_mesh
 from jmm.errors import UserError
 from jmm.generation.images import as_bytes
@@ -66,14 +69,13 @@ def pursue(
       seed: of the first codes and the cut-outs.
 
     Raises:
-      UserError: the tokenizer has no vectors of codes; the other model compares no pictures with texts, or sees
-        other colours; no steps.
+      UserError: the tokenizer has no vectors of codes; the other model compares no pictures with texts, has
+        another vocabulary than its tokenizer, or sees other colours; no steps.
     """
     module: Any = tokenizer.module
     if not hasattr(module, "look_up"):
         raise UserError(f"{type(module).__name__} has no codes that a gradient moves; a VQGAN has")
-    if set(inputs_of(clip.module, {"image": 0, "text": 0})) != {"image", "text"}:
-        raise UserError(f"{type(clip.module).__name__} does not compare images with texts; a CLIP does")
+    read = read_texts(clip, [prompt])
     if min(manner.steps, manner.shown, manner.cutouts) < 1:
         raise UserError("a pursuit needs at least one step, one cut-out and one picture shown")
     if not 0 < manner.smallest <= 1:
@@ -101,7 +103,7 @@ def pursue(
 
     images, similarity, done = [], [], 0
     with on_mesh(tokenizer.mesh):
-        wanted = jnp.asarray(clip(**clip.preprocess(texts=[prompt]))["text_embedding"][0])
+        wanted = jnp.asarray(clip(**read)["text_embedding"][0])
         ids, key = jnp.arange(config.num_codes)[None, None], jax.random.key(seed)
         codes = module.apply(tokenizer.variables, ids, method="look_up")[0, 0]
         vectors = codes[jax.random.randint(key, (count, *config.grid), 0, len(codes))]
@@ -116,6 +118,23 @@ def pursue(
             images.append(as_bytes(np.asarray(image)))
             similarity.append(np.asarray(cosine))
     return Found(tuple(marks), np.stack(images), np.stack(similarity))
+
+
+def read_texts(clip: Model, texts: Sequence[str]) -> Arrays:
+    """Texts as a CLIP reads them.
+
+    Raises:
+      UserError: it compares no images with texts; its tokenizer has words that it does not know.
+    """
+    if set(inputs_of(clip.module, {"image": 0, "text": 0})) != {"image", "text"}:
+        raise UserError(f"{type(clip.module).__name__} does not compare images with texts; a CLIP does")
+    rows = clip.preprocess(texts=texts)
+    tables = flatten_dict(clip.variables["params"], sep="/").items()
+    known = min(len(table) for path, table in tables if path.endswith("embedding/embedding"))
+    if rows["text"].max() >= known:
+        what = f"the tokenizer gives the id {rows['text'].max()}, and there are {known} words"
+        raise UserError(f"the CLIP's tokenizer is of another vocabulary than the CLIP: {what}")
+    return rows
 
 
 def _picture(module: Any, variables: Any, codes: Float[Array, "K D"], vectors: Float[Array, "N h w D"]) -> jax.Array:

@@ -34,8 +34,8 @@ class Shape(NamedTuple):
     @property
     def bytes(self) -> int:
         """In memory, without padding."""
-        bits = BITS.get(self.kind) if self.kind in BITS else int(re.findall(r"\d+", self.kind)[0])
-        return prod(self.dims) * (bits or 0) // 8
+        bits = BITS[self.kind] if self.kind in BITS else int(re.findall(r"\d+", self.kind)[0])
+        return prod(self.dims) * bits // 8
 
     @property
     def moved(self) -> int:
@@ -213,13 +213,11 @@ class Program:
         kind = kind_of(each)
         assert kind
         if kind == "collective-permute":
-            pairs = re.findall(r"\{(\d+),(\d+)\}", each.attribute(r"source_target_pairs=\{(.*?)\}(?:,|$| )") or "")
-            pairs = pairs or re.findall(r"\{(\d+),(\d+)\}", each.attributes)
+            pairs = re.findall(r"\{(\d+),(\d+)\}", each.attribute(r"source_target_pairs=\{(.*?\})\}") or "")
             axes = sorted({axis for pair in pairs for axis in self.mesh.between([int(pair[0]), int(pair[1])])})
             return Collective(kind, each.shapes[0].bytes, tuple(axes), hidden)
         group = replica_group(each.attributes, len(self.mesh.places))
-        ways, given = len(group), sum(home[name].shapes[0].bytes for name in each.operands if name in home)
-        given = given or sum(shape.bytes for shape in each.shapes)
+        ways, given = len(group), sum(home[name].shapes[0].bytes for name in each.operands)
         # What a chip sends round a ring (Chan et al. 2007): of its own part to every other, of a sum there and back.
         sent = {"all-gather": given * (ways - 1), "all-reduce": 2 * given * (ways - 1) / ways}
         return Collective(kind, sent.get(kind, given * (ways - 1) / ways), self.mesh.between(group), hidden)

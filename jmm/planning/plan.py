@@ -31,7 +31,7 @@ class Plan:
     def memory(self) -> dict[str, int]:
         """Bytes on a device, by kind."""
         state = dict(self.facts["state_bytes"])
-        if not self.facts["fits"]:
+        if not self.fits:
             return state
         # The compiler pads what it is given, and holds gradients and activations in one pool.
         state["padding"] = max(self.facts["arguments"] - sum(state.values()), 0)
@@ -40,8 +40,8 @@ class Plan:
 
     @property
     def memory_needed(self) -> int:
-        """Bytes on a device."""
-        return sum(self.memory.values()) if self.facts["fits"] else int(self.facts["needed"])
+        """Bytes on a device: at most the sum of all kinds, which need not be there at once."""
+        return sum(self.memory.values()) if self.fits else int(self.facts["needed"])
 
     @property
     def memory_there(self) -> int:
@@ -51,8 +51,8 @@ class Plan:
 
     @property
     def fits(self) -> bool:
-        """Whether the step can run there."""
-        return bool(self.facts["fits"]) and self.memory_needed <= self.memory_there
+        """Whether the step can run there, which the compiler knows."""
+        return bool(self.facts["fits"])
 
     @property
     def seconds(self) -> dict[str, float]:
@@ -128,7 +128,7 @@ class Plan:
             "memory_there": self.memory_there,
             "model_flops": self.facts["model_flops"],
         }
-        if not self.facts["fits"]:
+        if not self.fits:
             return found
         found |= {
             "flops_executed": self.flops_executed,
@@ -154,9 +154,9 @@ class Plan:
             ("batch", f"{facts['batch_size']:,} examples a step"),
             (f"memory a {device}", ""),
             *((f"  {name}", f"{size / GIB:10.3f} GiB") for name, size in self.memory.items()),
-            ("  in all", f"{self.memory_needed / GIB:10.3f} GiB of {self.memory_there / GIB:.2f}"),
+            ("  in all, at most", f"{self.memory_needed / GIB:10.3f} GiB of {self.memory_there / GIB:.2f}"),
         ]
-        if facts["fits"]:
+        if self.fits:
             rows += self._work(device, price)
         wide = max(28, *(len(name) + 2 for name, _ in rows))
         lines = [f"{name:<{wide}}{value}".rstrip() for name, value in rows]
@@ -190,7 +190,7 @@ class Plan:
         bars: list[tuple[str, Mapping[str, float], float, float | None]] = [
             ("memory of a device, GiB", self.memory, 1 / GIB, self.memory_there / GIB)
         ]
-        if self.facts["fits"]:
+        if self.fits:
             bars.append(("step at best, ms", self.seconds, 1e3, None))
         for row, (title, parts, unit, most) in enumerate(bars):
             axes, start = figure.add_subplot(len(bars), 1, row + 1), 0.0

@@ -11,6 +11,7 @@ from PIL import Image
 
 from jmm.cli import main
 from jmm.errors import UserError
+from jmm.evaluation.retrieval import likeness
 from jmm.generation.images import paint
 from jmm.generation.pursuit import Pursuit, _cut, pursue
 from jmm.interop.convert import save
@@ -89,6 +90,19 @@ def test_one_sentence_for_what_cannot_be_used(models):
     grey = replace(matcher, preprocess=replace(matcher.preprocess, channels=1))
     with pytest.raises(UserError, match="the CLIP sees 1 channels of colour, not 3"):
         pursue(tokenizer, grey, PROMPT)
+
+
+def test_a_clip_of_another_vocabulary_is_named(models):
+    """An id behind the last word would be looked up as nothing, and compare with nothing."""
+    tokenizer, matcher = models
+    few = model_of(replace(CLIP, text=replace(CLIP.text, vocab_size=5)), (24, 24))
+    why = "the CLIP's tokenizer is of another vocabulary than the CLIP: .* gives the id .*, and there are 5 words"
+    with pytest.raises(UserError, match=why):
+        pursue(tokenizer, few, PROMPT)
+    pixels = [np.zeros((24, 24, 3), np.uint8)]
+    with pytest.raises(UserError, match=why):
+        likeness(few, pixels, [PROMPT])
+    assert np.isfinite(likeness(matcher, pixels, [PROMPT])).all()
 
 
 def test_the_command(models, tmp_path, capsys):
