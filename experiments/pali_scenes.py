@@ -28,8 +28,9 @@ MIXTURE = {
     "caption_en": (7.0, Scenes("alt_text", "en")),
     "caption_de": (2.0, Scenes("alt_text", "de")),
     "caption_ru": (2.0, Scenes("alt_text", "ru")),
-    "question": (7.0, Scenes("question")),
-    "read": (2.0, Scenes("read")),
+    "question": (5.5, Scenes("question")),
+    "colour_or_count": (2.0, Scenes("question", kinds=("colour", "count"))),
+    "read": (1.5, Scenes("read")),
     "objects": (0.5, Scenes("objects")),
     "object_question": (0.5, Scenes("object_question")),
     "split_caption": (0.5, Scenes("split_caption")),
@@ -50,7 +51,7 @@ def experiment() -> Experiment:
         name="pali_scenes",
         model=system(),
         data=mixture(),
-        steps=6400,
+        steps=5400,
         batch_size=32,
         # AdamW alone took twice as many steps to captions and words, and had not learnt to answer in 4,800.
         optimizer=Optimizer(
@@ -67,7 +68,7 @@ def experiment() -> Experiment:
             Questions(part="question", name="question"),
             Questions(part="read", name="read"),
         ),
-        evaluate_every=3200,
+        evaluate_every=5400,
         data_threads=1,
     )
 

@@ -84,6 +84,9 @@ def make_parser() -> argparse.ArgumentParser:
     sub.add_argument("--coordinator", metavar="HOST:PORT", help="process 0 of several that train together")
     sub.add_argument("--num-processes", type=int, default=1, metavar="N", help="how many they are")
     sub.add_argument("--process-id", type=int, default=0, metavar="I", help="which of them this is, from 0")
+    sub.add_argument(
+        "--patience", type=float, metavar="S", help="seconds without progress after which several end with 75 (1800)"
+    )
 
     sub = command("plan", plan, "Compile an experiment's step for a TPU slice that is not here, and say what it needs.")
     sub.add_argument("file", type=Path, metavar="FILE.py", help="its function experiment() says what is to be trained")
@@ -225,13 +228,17 @@ def run_training(experiment: "Experiment", options: argparse.Namespace) -> Resul
     from jmm.evaluation.report import write_report
     from jmm.interop.initial import initial_weights
     from jmm.training.checkpoint import hush_late_writes
+    from jmm.training.loop import PATIENCE
     from jmm.training.loop import train as run
     from jmm.training.workdir import self_contained
 
     hush_late_writes()
     console = Console(stderr=True, quiet=options.json or not is_first())
     initial = initial_weights(experiment)
-    outcome = run(experiment, options.workdir, console=console, profile=options.profile, initial=initial)
+    patience = PATIENCE if options.patience is None else options.patience
+    outcome = run(
+        experiment, options.workdir, console=console, profile=options.profile, initial=initial, patience=patience
+    )
     pictures = write_report(self_contained(experiment, options.workdir), outcome.model, options.workdir)
     checkpoint = options.workdir / "checkpoints" / str(outcome.step)
     figures = {name: value for name, value in outcome.figures.items() if name.startswith("eval/")}

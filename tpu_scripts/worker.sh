@@ -3,7 +3,8 @@
 #
 #   worker.sh RESTARTS FILE.py --workdir DIR [--field.sub value …]
 #
-# It starts again when the worker was told to stop and has saved (143), was killed (137), or lost the others (134).
+# It starts again when the worker was told to stop and has saved (143), was killed (137), or lost another (75; 134 where
+# jax noticed first).
 # Everything else is final: 0 is the end of the training, and any other code is a mistake that would come again.
 
 set -euo pipefail
@@ -25,7 +26,7 @@ for ((count = 0; ; count++)); do
   code=0
   "$jmm" train "$@" --cluster || code=$?
   case $code in
-    134 | 137 | 143) ;;
+    75 | 134 | 137 | 143) ;;
     *) break ;;
   esac
   if [[ $count -ge $restarts ]]; then

@@ -26,6 +26,7 @@ from rich.console import Console
 from data_pipelines.mixture import task_names
 from data_pipelines.pipeline import held_out, training_batches
 from jmm.distributed.sharding import on_mesh
+from jmm.distributed.watchdog import Watchdog
 from jmm.errors import UserError
 from jmm.experiment import Experiment
 from jmm.model import Model
@@ -43,6 +44,8 @@ LATE = 2
 """Steps that may run before the figures of a step are read."""
 PROFILED = range(10, 20)
 """Steps after the start that `--profile` records: past compilation, short enough to open."""
+PATIENCE = 1800.0
+"""Seconds without progress; a step of a large model compiles in some minutes."""
 
 
 @dataclass(frozen=True)
@@ -62,19 +65,22 @@ def train(
     console: Console | None = None,
     profile: bool = False,
     initial: Callable[[Mesh], Variables] | None = None,
+    patience: float = PATIENCE,
 ) -> Outcome:
     """Trains to the last step, from the newest checkpoint in `workdir` if there is one, else from the weights that
-    `initial` gives for the mesh, else from random ones.
+    `initial` gives for the mesh, else from random ones. Where several processes train as one, each ends with a sentence
+    and `jmm.distributed.watchdog.LOST` when another is dead, or when none came further for `patience` seconds.
 
     Raises:
       UserError: bad input, a loss that is not finite, a checkpoint that cannot be written, a signal to stop.
     """
     console = console or Console(quiet=True)
-    program = build(self_contained(experiment, workdir))
-    check_data(program)
-    claim(workdir, experiment)
-    experiment = program.experiment
     with ExitStack() as stack:
+        watch = stack.enter_context(Watchdog(patience))
+        program = build(self_contained(experiment, workdir))
+        check_data(program)
+        claim(workdir, experiment)
+        experiment = program.experiment
         checkpoints = Checkpoints(workdir / "checkpoints", experiment.checkpoint)
         stack.callback(checkpoints.close)
         restored = checkpoints.restore(program.state, program.shardings, lambda m: console.print(m, soft_wrap=True))
@@ -85,7 +91,7 @@ def train(
         terminal = Terminal(console, experiment.steps, start, experiment.batch_size)
         stack.callback(terminal.close)
         introduce(program, workdir, start, terminal)
-        run = Run(program, checkpoints, metrics, terminal, state, next_example)
+        run = Run(program, checkpoints, metrics, terminal, watch, state, next_example)
         batches = stack.enter_context(
             training_batches(
                 experiment.data,
@@ -101,10 +107,14 @@ def train(
         profiler = Profiler(workdir / "profile")
         stack.callback(profiler.close)
         placed = ahead(program, batches)
+        stack.callback(lambda: watch.at("close", run.done))
         for step in range(start, experiment.steps):
             if profile:
                 profiler.before(step - start)
-            run.step(next(placed))
+            watch.at("data", step)
+            batch = next(placed)
+            watch.at("step" if step > start else "compile", step)
+            run.step(batch)
             if run.due_checkpoint():
                 run.save()
             if stop.asked(run.done) and run.done < experiment.steps:
@@ -122,11 +132,12 @@ class Run:
         checkpoints: Checkpoints,
         metrics: MetricsLog,
         terminal: Terminal,
+        watch: Watchdog,
         state: TrainState,
         next_example: int,
     ):
         self.program, self.experiment = program, program.experiment
-        self.checkpoints, self.metrics, self.terminal = checkpoints, metrics, terminal
+        self.checkpoints, self.metrics, self.terminal, self.watch = checkpoints, metrics, terminal, watch
         self.state, self.next_example = state, next_example
         self.done = self.saved = int(state.step)
         self.figures = dict(metrics.latest)
@@ -180,6 +191,7 @@ class Run:
     def evaluate(self) -> None:
         """Runs the evaluations and writes what they find."""
         self._read(0)
+        self.watch.at("evaluate", self.done)
         try:
             figures = self._evaluated = evaluate(self.experiment, self.model())
         except Exception:
@@ -200,6 +212,7 @@ class Run:
         """Saves, unless this very step is saved already. No checkpoint is ahead of the figures on disk."""
         self._read(0)
         if self.done > self.saved:
+            self.watch.at("save", self.done)
             self.metrics.sync()
             self.checkpoints.save(self.state, self.next_example, self._evaluated)
             self.saved = self.done

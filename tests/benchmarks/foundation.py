@@ -62,9 +62,10 @@ def loop_overhead() -> list[Row]:
 
     from data_pipelines.pipeline import training_batches
     from jmm.distributed.sharding import on_mesh
+    from jmm.distributed.watchdog import Watchdog
     from jmm.overrides import read_experiment_file
     from jmm.training.checkpoint import Checkpoints
-    from jmm.training.loop import Run, ahead
+    from jmm.training.loop import PATIENCE, Run, ahead
     from jmm.training.metrics import MetricsLog
     from jmm.training.step import build
     from jmm.training.terminal import Terminal
@@ -76,7 +77,8 @@ def loop_overhead() -> list[Row]:
         checkpoints = Checkpoints(workdir / "checkpoints", experiment.checkpoint)
         metrics = MetricsLog(workdir, 0)
         terminal = Terminal(Console(quiet=True), experiment.steps, 0, experiment.batch_size)
-        loop = Run(program, checkpoints, metrics, terminal, program.init(), 0)
+        watch = stack.enter_context(Watchdog(PATIENCE))
+        loop = Run(program, checkpoints, metrics, terminal, watch, program.init(), 0)
         batches = stack.enter_context(
             training_batches(experiment.data, experiment.batch_size, 0, threads=experiment.data_threads)
         )

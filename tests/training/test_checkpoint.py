@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -81,6 +82,23 @@ def test_one_flipped_bit_falls_back_to_the_checkpoint_before(tmp_path, finished_
     with pytest.warns(UserWarning, match="step 8 is damaged"):
         flip(shutil.copytree(finished_run, tmp_path / "other") / "checkpoints" / "8")
         jmm.load(tmp_path / "other")
+
+
+def test_one_flipped_bit_in_any_file_is_found(tmp_path, finished_run):
+    made, whole = program(tiny(steps=8), MeshShape(), 1), finished_run / "checkpoints"
+    names = [path.relative_to(whole) for path in (whole / "8").rglob("*") if path.is_file() and path.stat().st_size]
+    assert len(names) > 10 and Path("8/manifest.json") in names
+    for place, name in enumerate(names):
+        run = shutil.copytree(finished_run, tmp_path / str(place))
+        path = run / "checkpoints" / name
+        data = bytearray(path.read_bytes())
+        data[place * 7919 % len(data)] ^= 1 << place % 8
+        path.write_bytes(data)
+        said = []
+        state, _ = restored(run / "checkpoints", made, said.append)
+        assert int(state.step) == 4, name
+        assert "checkpoint of step 8 is damaged" in said[0]
+        shutil.rmtree(run)
 
 
 def test_a_missing_file_is_damage_and_nothing_is_moved_when_nothing_is_left(tmp_path, finished_run):
