@@ -51,10 +51,11 @@ class ImageFolder:
         return FolderSource([pair for pair, out in zip(pairs, held, strict=True) if out == (split == "held_out")])
 
     def augment(self, example: Example, rng: np.random.Generator) -> Example:
-        """A random turn, size and place."""
+        """A random turn, size and place of what the model will see."""
+        image = self.preprocess.fit(example["image"])
         angle, scale, down, across = rng.uniform(-1, 1, 4)
         shift = (down * self.shift, across * self.shift)
-        return {**example, "image": affine(example["image"], angle * self.rotate, 1 + scale * self.scale, shift)}
+        return {**example, "image": affine(image, angle * self.rotate, 1 + scale * self.scale, shift)}
 
     def preprocessor(self) -> Preprocess:
         """As configured."""

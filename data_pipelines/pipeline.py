@@ -30,7 +30,7 @@ def ordered(dataset: Dataset, seed: int) -> grain.MapDataset[Any]:
     preprocess = dataset.preprocessor()
 
     def prepare(example: Example, rng: np.random.Generator) -> Arrays:
-        return preprocess.arrays(dataset.augment(fitted(example, preprocess), rng))
+        return preprocess.arrays(fitted(dataset.augment(example, rng), preprocess))
 
     return _shuffled(dataset, seed).seed(seed).random_map(prepare)
 

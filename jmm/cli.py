@@ -91,6 +91,7 @@ def make_parser() -> argparse.ArgumentParser:
     sub = command("plan", plan, "Compile an experiment's step for a TPU slice that is not here, and say what it needs.")
     sub.add_argument("file", type=Path, metavar="FILE.py", help="its function experiment() says what is to be trained")
     sub.add_argument("--topology", required=True, metavar="v5e:16x16", help="generation and shape of the slice")
+    sub.add_argument("--slices", type=int, default=1, metavar="N", help="so many slices train as one (default: 1)")
     sub.add_argument("--price", type=float, metavar="P", help="of a chip for an hour, to give the cost of all steps")
     sub.add_argument("--search", type=int, metavar="N", help="compile up to N arrangements, and give the best that fit")
     sub.add_argument("--to", type=Path, metavar="FOLDER", help="write plan.txt, plan.json and plan.png there")
@@ -282,12 +283,12 @@ def plan(options: argparse.Namespace, overrides: list[str]) -> Result:
     from jmm.planning.plan import Plan
     from jmm.planning.search import search
 
-    slice_of(options.topology)
+    slice_of(options.topology, options.slices)
     if options.price is not None and not options.price > 0:
         raise UserError(f"--price is that of a chip for an hour, above 0, not {options.price:g}", code=2)
     if options.search is not None and options.search < 1:
         raise UserError(f"--search is the number of arrangements to try, at least 1, not {options.search}", code=2)
-    asked = (options.file, overrides, options.topology)
+    asked = (options.file, overrides, options.topology, options.slices)
     head, more = "", {}
     if options.search:
         kept = search(*asked, options.search, compiled, lambda line: print(line, file=sys.stderr, flush=True))
@@ -304,7 +305,7 @@ def plan(options: argparse.Namespace, overrides: list[str]) -> Result:
         (options.to / "plan.json").write_text(json.dumps(figures, indent=2) + "\n")
         found.draw(options.to / "plan.png")
         text += f"\n{'written':<28}{options.to}"
-    return {"text": text, "code": 0 if found.fits else 1, **figures}
+    return {"text": text, "code": 0 if found.works else 1, **figures}
 
 
 BEST = 3

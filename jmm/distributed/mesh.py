@@ -29,10 +29,11 @@ class MeshShape:
 
 
 def make_mesh(shape: MeshShape, devices: list[jax.Device] | None = None) -> Mesh:
-    """Arranges all devices so that neighbours on the last axes are neighbours on the interconnect.
+    """Arranges all devices so that neighbours on the last axes are neighbours on the interconnect. Of several TPU
+    slices, between which the network is slow, each takes its run of `data`.
 
     Raises:
-      UserError: the axes do not multiply to the number of devices.
+      UserError: the axes do not multiply to the number of devices; `data` is no multiple of the slices.
     """
     devices = jax.devices() if devices is None else devices
     sizes = asdict(shape)
@@ -46,11 +47,20 @@ def make_mesh(shape: MeshShape, devices: list[jax.Device] | None = None) -> Mesh
     if math.prod(sizes.values()) != len(devices):
         raise UserError(f"a mesh of {_show(sizes)} needs {math.prod(sizes.values())} devices, there are {len(devices)}")
     dimensions = tuple(sizes[axis] for axis in AXES)
-    if devices[0].platform == "tpu":
-        grid = mesh_utils.create_device_mesh(dimensions, devices=devices, allow_split_physical_axes=True)
-    else:
-        grid = np.array(devices).reshape(dimensions)
+    grid = arranged(dimensions, devices) if devices[0].platform == "tpu" else np.array(devices).reshape(dimensions)
     return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def arranged(dimensions: tuple[int, ...], devices: list[jax.Device]) -> np.ndarray:
+    """TPUs in the order of their interconnect, slice after slice along the first dimension."""
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    if slices == 1:
+        return np.asarray(mesh_utils.create_device_mesh(dimensions, devices=devices, allow_split_physical_axes=True))
+    first, *others = dimensions
+    if first % slices:
+        raise UserError(f"data {first} does not divide over {slices} slices; the other axes stay within a slice")
+    within, between = (first // slices, *others), (slices, *(1 for _ in others))
+    return mesh_utils.create_hybrid_device_mesh(within, between, devices=devices, allow_split_physical_axes=True)
 
 
 def check_batch(batch_size: int, mesh: Mesh, accumulate: int = 1) -> None:

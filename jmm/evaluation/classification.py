@@ -11,6 +11,9 @@ from jmm.errors import UserError
 from jmm.evaluation import pictures
 from jmm.model import Model
 
+SHOWN = 40
+"""Classes that a picture can show."""
+
 
 @dataclass(frozen=True)
 class Classification:
@@ -18,6 +21,8 @@ class Classification:
 
     labels: tuple[str, ...]
     """Names of the classes, in the order of their ids."""
+    count: int | None = None
+    """Of held-out examples, drawn once for all; None: all, which are read into memory together."""
 
     def run(self, model: Model, data: Dataset) -> dict[str, float]:
         """classification/accuracy."""
@@ -25,7 +30,9 @@ class Classification:
         return {"classification/accuracy": float(np.mean(truth == found))}
 
     def draw(self, model: Model, data: Dataset, folder: Path) -> list[Path]:
-        """Which class is taken for which."""
+        """Which class is taken for which, unless they are too many to be told apart in a picture."""
+        if len(self.labels) > SHOWN:
+            return []
         truth, found = self._labels(model, data)
         counts = np.zeros((len(self.labels), len(self.labels)), int)
         np.add.at(counts, (truth, found), 1)
@@ -34,7 +41,7 @@ class Classification:
         return [path]
 
     def _labels(self, model: Model, data: Dataset) -> tuple[np.ndarray, np.ndarray]:
-        _, arrays = held_out(data)
+        _, arrays = held_out(data, self.count)
         if "label" not in arrays:
             raise UserError(f"accuracy needs held-out examples with a label; {type(data).__name__} has none")
         logits = model.outputs({"image": arrays["image"]}, ["logits"])["logits"]

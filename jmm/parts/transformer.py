@@ -1,8 +1,8 @@
 """The transformer block and the stack of them."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, is_dataclass, replace
+from typing import Any, Literal, TypeVar, cast
 
 import flax.linen as nn
 import jax
@@ -16,6 +16,8 @@ from jmm.parts.attention import MultiHeadAttention
 from jmm.parts.feed_forward import Activation, FeedForward
 from jmm.parts.norms import NormKind, make_norm
 from jmm.protocol import Variables
+
+Remat = Literal["none", "dots", "full"]
 
 REMAT_POLICIES = {
     "full": jax.checkpoint_policies.nothing_saveable,
@@ -73,8 +75,22 @@ class TransformerConfig:
     scan: bool = True
     """Run the stack as one scanned block (compile time does not grow with depth) or unrolled (a step is 13–31%
     faster on a CPU). The parameters are the same either way."""
-    remat: Literal["none", "dots", "full"] = "none"
+    remat: Remat = "none"
     """What the backward pass recomputes: nothing, all but matrix products and attention, or the whole block."""
+
+
+C = TypeVar("C")
+
+
+def with_remat(config: C, remat: Remat) -> C:
+    """The configuration of a system with `remat` in every stack of it."""
+    changed: Any = config
+    if type(changed) is tuple:
+        changed = tuple(with_remat(each, remat) for each in changed)
+    elif is_dataclass(config) and not isinstance(config, type):
+        fields = {name: with_remat(getattr(config, name), remat) for name in config.__dataclass_fields__}
+        changed = replace(config, **(fields | ({"remat": remat} if isinstance(config, TransformerConfig) else {})))
+    return cast(C, changed)
 
 
 class Block(nn.Module):

@@ -4,7 +4,7 @@ The compiler's environment must be set before jax is imported, and it may end th
 
     python -m jmm.planning.compiler REQUEST.json ANSWER.json
 
-The request holds `file`, `overrides` and `topology`; the answer `facts`, or the `error` of a user.
+The request holds `file`, `overrides`, `topology` and `slices`; the answer `facts`, or the `error` of a user.
 """
 
 import hashlib
@@ -17,14 +17,14 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import is_dataclass, replace
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from math import prod
 from pathlib import Path
 from typing import Any
 
 from jmm.errors import UserError
-from jmm.planning.chips import slice_of
+from jmm.planning.chips import Slice, slice_of
 
 ENVIRONMENT = {
     "JAX_PLATFORMS": "cpu",
@@ -38,8 +38,8 @@ ENVIRONMENT = {
 Facts = dict[str, Any]
 
 
-def compiled(file: Path, overrides: Sequence[str], topology: str) -> Facts:
-    """What the compiler makes of an experiment's step, as JSON has it.
+def compiled(file: Path, overrides: Sequence[str], topology: str, slices: int = 1) -> Facts:
+    """What the compiler makes of an experiment's steps, of training and of evaluation, as JSON has it.
 
     Raises:
       UserError: the experiment cannot be read or built, the mesh does not fit the slice, the compiler is not there.
@@ -50,7 +50,8 @@ def compiled(file: Path, overrides: Sequence[str], topology: str) -> Facts:
         raise UserError('the TPU compiler is missing; pip install -e ".[tpu]" brings it') from None
     with tempfile.TemporaryDirectory() as folder:
         request, answer = Path(folder, "request.json"), Path(folder, "answer.json")
-        request.write_text(json.dumps({"file": str(file), "overrides": list(overrides), "topology": topology}))
+        asked = {"file": str(file), "overrides": list(overrides), "topology": topology, "slices": slices}
+        request.write_text(json.dumps(asked))
         done = subprocess.run(
             [sys.executable, "-m", "jmm.planning.compiler", str(request), str(answer)],
             env={**os.environ, **ENVIRONMENT},
@@ -83,33 +84,68 @@ def answer(request: dict[str, Any]) -> Facts:
     experiment = override(experiment, request["overrides"], f"jmm plan {request['file']}")
     if experiment.precision == "auto":
         experiment = replace(experiment, precision="bfloat16")
-    asked = slice_of(request["topology"])
-    devices = topologies.get_topology_desc(platform="tpu", topology_name=asked.topology).devices
+    asked = slice_of(request["topology"], request["slices"])
+    several = {"num_slices": asked.count} if asked.count > 1 else {}
+    devices = topologies.get_topology_desc(platform="tpu", topology_name=asked.topology, **several).devices
     program = build(experiment, make_mesh(experiment.mesh, list(devices)))
     batch = {name: spec for name, spec in batch_of(experiment).items() if name in wanted(program)}
     with on_mesh(program.mesh):
         lowered = program.step.lower(program.state, batch)  # type: ignore[attr-defined]
-    kept = cache(lowered.as_text(), asked.topology)
-    if not kept.exists():
-        start = time.perf_counter()
-        made = compile_step(lowered, dict(program.mesh.shape))
-        made["seconds_to_compile"] = round(time.perf_counter() - start, 1)
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        beside = kept.with_suffix(f".{os.getpid()}.tmp")
-        beside.write_text(json.dumps(made))
-        beside.replace(kept)
+    mesh = dict(program.mesh.shape)
     return {
         "experiment": experiment.name,
         "topology": asked.name,
-        "mesh": dict(program.mesh.shape),
+        "slices": asked.count,
+        "mesh": mesh,
         "batch_size": experiment.batch_size,
         "steps": experiment.steps,
         "precision": experiment.precision,
         "parameters": sum(prod(leaf.shape) for leaf in jax.tree.leaves(program.state.params)),
         "model_flops": model_flops(experiment),
         "state_bytes": state_bytes(program, batch),
-        **json.loads(kept.read_text()),
+        "evaluation": evaluation(program, asked) if experiment.evaluations else None,
+        **kept(lowered, mesh, asked),
     }
+
+
+def evaluation(program: Any, asked: Slice) -> Facts:
+    """The facts of the forward pass with which evaluations read held-out examples, `rows` at a time."""
+    from functools import partial
+
+    import jax
+
+    from jmm.distributed.mesh import BATCH_AXES
+    from jmm.distributed.sharding import batch_sharding, on_mesh, replicated
+    from jmm.model import Model
+    from jmm.protocol import forward, inputs_of
+
+    def placed(leaf: Any, sharding: Any) -> Any:
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+    experiment, mesh = program.experiment, program.mesh
+    state = jax.tree.map(placed, program.state, program.shardings)
+    ways = prod(mesh.shape[axis] for axis in BATCH_AXES)
+    rows = -(-Model.batch_size // ways) * ways
+    fields = {name: placed(each, batch_sharding(mesh)) for name, each in experiment.model.batch_spec(rows).items()}
+    run = jax.jit(partial(forward, program.module), out_shardings=replicated(mesh))
+    with on_mesh(mesh):
+        lowered = run.lower(state.variables(experiment.optimizer.freeze), inputs_of(program.module, fields))
+    return {"rows": rows, **kept(lowered, dict(mesh.shape), asked)}
+
+
+def kept(lowered: Any, axes: dict[str, int], asked: Slice) -> Facts:
+    """The facts of a program: compiled now, or known from before."""
+    path = cache(lowered.as_text(), str(asked))
+    if not path.exists():
+        start = time.perf_counter()
+        made = compile_step(lowered, axes, asked.count)
+        made["seconds_to_compile"] = round(time.perf_counter() - start, 1)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside = path.with_suffix(f".{os.getpid()}.tmp")
+        beside.write_text(json.dumps(made))
+        beside.replace(path)
+    found: Facts = json.loads(path.read_text())
+    return found
 
 
 def cache(text: str, topology: str) -> Path:
@@ -128,7 +164,7 @@ def batch_of(experiment: Any) -> dict[str, Any]:
     return {**experiment.model.batch_spec(size), "task": jax.ShapeDtypeStruct((size,), np.int32)}
 
 
-def compile_step(lowered: Any, axes: dict[str, int]) -> Facts:
+def compile_step(lowered: Any, axes: dict[str, int], slices: int = 1) -> Facts:
     """Memory and operations of the compiled step, or by how much it does not fit."""
     import jax
 
@@ -142,7 +178,7 @@ def compile_step(lowered: Any, axes: dict[str, int]) -> Facts:
             raise
         return {"fits": False, "needed": int(float(needed[1]) * 2**30), "available": int(float(needed[2]) * 2**30)}
     memory = made.memory_analysis()
-    operations = Program(made.as_text(), Mesh(axes)).operations()
+    operations = Program(made.as_text(), Mesh(axes, slices)).operations()
     collectives: defaultdict[tuple[str, str, bool], float] = defaultdict(float)
     for each in operations:
         if each.collective:
@@ -184,11 +220,12 @@ def model_flops(experiment: Any) -> float:
     import jax
 
     from jmm.kernels.placement import for_any_platform
+    from jmm.parts.transformer import with_remat
     from jmm.planning.flops import flops
     from jmm.protocol import inputs_of
     from jmm.training.optimizer import merge, split
 
-    config = without_remat(experiment.model)
+    config = with_remat(experiment.model, "none")
     module = config.build()
 
     def variables() -> Any:
@@ -206,18 +243,6 @@ def model_flops(experiment: Any) -> float:
         if experiment.optimizer.average is not None:
             rest["average"] = merge(params, frozen)
         return flops(jax.grad(loss), params, rest, frozen, config.batch_spec(experiment.batch_size))
-
-
-def without_remat(config: Any) -> Any:
-    """A configuration none of whose stacks computes anything twice."""
-    from jmm.parts.transformer import TransformerConfig
-
-    if not is_dataclass(config) or isinstance(config, type):
-        return tuple(without_remat(each) for each in config) if type(config) is tuple else config
-    changed = {name: without_remat(getattr(config, name)) for name in config.__dataclass_fields__}
-    if isinstance(config, TransformerConfig):
-        changed["remat"] = "none"
-    return replace(config, **changed)
 
 
 def main() -> None:

@@ -19,6 +19,8 @@ BITS = {"pred": 8, "token": 0, "opaque": 0}
 FREE = ("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id", "replica-id")
 """Operations that move nothing."""
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute", "ragged-all-to-all")
+SLICES = "slices"
+"""The axis of what goes from slice to slice, on the data centre's network."""
 WAITS = ("AllocateBuffer", "AsyncCollectiveStart", "AsyncCollectiveDone", "ConcatBitcast")
 """Custom calls that reserve, start or await something."""
 
@@ -95,6 +97,8 @@ class Mesh:
     """Names and sizes of the axes, in the order in which the program counts its chips."""
 
     axes: dict[str, int]
+    slices: int = 1
+    """How many there are, one after another along the first axis."""
 
     @cached_property
     def places(self) -> np.ndarray:
@@ -140,7 +144,7 @@ class Program:
             if each.op == "while":
                 body, condition = each.attribute(r"body=(%[\w.-]+)"), each.attribute(r"condition=(%[\w.-]+)")
                 assert body and condition
-                yield from self._walk(body, times * self._trips(condition))
+                yield from self._walk(body, times * self._trips(computation, each, condition))
             elif each.op == "call":
                 target = each.attribute(r"to_apply=(%[\w.-]+)")
                 assert target
@@ -158,16 +162,29 @@ class Program:
         branches = [list(self._walk(branch, times)) for branch in named.split(", ")]
         return max(branches, key=lambda done: sum(one.times * (one.flops + one.moved) for one in done))
 
-    def _trips(self, condition: str) -> int:
-        """How often a loop runs: it counts from 0 to the constant of its condition."""
-        inside = [one for each in self.computations[condition].values() for one in self._inside(each)]
-        counts = [int(one.operands[0]) for one in inside if one.op == "constant" and one.shapes[0].kind == "s32"]
-        if len(counts) != 1:
+    def _trips(self, home: Computation, loop: Instruction, condition: str) -> int:
+        """How often a loop runs: its counter goes from where it starts, 1 where the first round stands before the loop,
+        to the constant of its condition."""
+        own = self.computations[condition]
+        inside = [one for each in own.values() for one in self._inside(each)]
+        ends = [int(one.operands[0]) for one in inside if one.op == "constant" and one.shapes[0].kind == "s32"]
+        counters = [one for one in own.values() if one.op == "get-tuple-element" and one.shapes[0].kind == "s32"]
+        start = None
+        state = home[loop.operands[0]]
+        if len(ends) == len(counters) == 1 and state.op == "tuple":
+            place = int(counters[0].attribute(r"index=(\d+)") or 0)
+            start = _constant(home, home[state.operands[place]])
+        if start is None:
             raise ValueError(f"the loop with the condition {condition} does not say how often it runs")
-        return counts[0]
+        return ends[0] - start
 
     def _one(self, computation: Computation, each: Instruction, times: int, begun: set[str]) -> Iterator[Operation]:
         """An operation that is no loop; `begun` are exchanges of this computation that have been counted."""
+        if each.op in ("send", "recv"):
+            between = self._between_slices(computation, each)
+            if between:
+                yield Operation(each.name, times, 0.0, 0, True, between)
+            return
         inside = self._inside(each)
         exchanges = [one for one in inside if kind_of(one)]
         awaited = any(one.op == "custom-call" and target_of(one) in WAITS for one in inside)
@@ -218,9 +235,15 @@ class Program:
             return Collective(kind, each.shapes[0].bytes, tuple(axes), hidden)
         group = replica_group(each.attributes, len(self.mesh.places))
         ways, given = len(group), sum(home[name].shapes[0].bytes for name in each.operands)
-        # What a chip sends round a ring (Chan et al. 2007): of its own part to every other, of a sum there and back.
-        sent = {"all-gather": given * (ways - 1), "all-reduce": 2 * given * (ways - 1) / ways}
-        return Collective(kind, sent.get(kind, given * (ways - 1) / ways), self.mesh.between(group), hidden)
+        return Collective(kind, sent(kind, given, ways), self.mesh.between(group), hidden)
+
+    def _between_slices(self, home: Computation, each: Instruction) -> Collective | None:
+        """What goes from slice to slice, which the program hands to its host as a send and a receive."""
+        kind = each.attribute(r'_xla_megascale_transfer_type="(\w+)"')
+        if each.op == "recv" or kind is None:
+            return None
+        name, given = kind.lower().replace("_", "-"), home[each.operands[0]].shapes[0].bytes
+        return Collective(name, sent(name, given, self.mesh.slices), (SLICES,), True)
 
     def _flops(self, each: Instruction, computation: Computation) -> float:
         if each.op == "fusion":
@@ -264,6 +287,21 @@ class Program:
             update = _updated(inner, part)
             written += shape.moved if update is None or shape.on_chip else update
         return read + written
+
+
+def _constant(home: Computation, each: Instruction) -> int | None:
+    """The value of an instruction that is a constant or the copy of one."""
+    while each.op in ("copy", "bitcast") and each.operands[0] in home:
+        each = home[each.operands[0]]
+    return int(each.operands[0]) if each.op == "constant" else None
+
+
+def sent(kind: str, given: int, ways: int) -> float:
+    """Bytes that one of several sends round a ring (Chan et al. 2007) of `given` that it holds: of its own part to
+    every other, of a sum there and back."""
+    if kind == "all-gather":
+        return float(given * (ways - 1))
+    return given * (ways - 1) / ways * (2 if kind == "all-reduce" else 1)
 
 
 def _slices(inner: Computation, name: str) -> int | None:

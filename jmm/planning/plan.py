@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from jmm.planning.chips import GIB, Slice, slice_of
+from jmm.planning.hlo import SLICES
 
 RING = 2
 """Links that a chip sends on in one exchange: both ways round one ring of the torus."""
@@ -25,7 +26,7 @@ class Plan:
     @property
     def slice(self) -> Slice:
         """Where it is to run."""
-        return slice_of(self.facts["topology"])
+        return slice_of(self.facts["topology"], self.facts["slices"])
 
     @property
     def memory(self) -> dict[str, int]:
@@ -55,6 +56,17 @@ class Plan:
         return bool(self.facts["fits"])
 
     @property
+    def evaluation(self) -> "Plan | None":
+        """The plan of the forward pass of evaluations, if the experiment has any."""
+        found = self.facts["evaluation"]
+        return Plan(self.facts | {"state_bytes": {}, "evaluation": None} | found) if found else None
+
+    @property
+    def works(self) -> bool:
+        """Whether both steps fit."""
+        return self.fits and (self.evaluation is None or self.evaluation.fits)
+
+    @property
     def seconds(self) -> dict[str, float]:
         """Of a step, by what limits it: compute, memory, interconnect."""
         chip = self.slice.chip
@@ -65,8 +77,8 @@ class Plan:
             if not beside:
                 found["compute" if compute > memory else "memory"] += times * max(compute, memory)
         shown = 0.0
-        for _, _, beside, sent in self.facts["collectives"]:
-            seconds = sent / (RING * chip.link / chip.devices)
+        for _, axes, beside, sent in self.facts["collectives"]:
+            seconds = sent / ((chip.network if axes == SLICES else RING * chip.link) / chip.devices)
             hidden, shown = (hidden + seconds, shown) if beside else (hidden, shown + seconds)
         busy = found["compute"] + found["memory"]
         # What runs beside other operations costs only what is longer than they are.
@@ -117,7 +129,7 @@ class Plan:
 
     def as_json(self, price: float | None = None) -> dict[str, Any]:
         """All figures by name; bytes and FLOPs are a device's and a step's."""
-        names = ("experiment", "topology", "mesh", "batch_size", "steps", "precision", "parameters")
+        names = ("experiment", "topology", "slices", "mesh", "batch_size", "steps", "precision", "parameters")
         found: dict[str, Any] = {name: self.facts[name] for name in names}
         found |= {
             "chips": self.slice.chips,
@@ -128,6 +140,10 @@ class Plan:
             "memory_there": self.memory_there,
             "model_flops": self.facts["model_flops"],
         }
+        if self.evaluation:
+            found["evaluation"] = {"rows": self.facts["evaluation"]["rows"], "fits": self.evaluation.fits}
+            found["evaluation"]["memory_needed"] = self.evaluation.memory_needed
+            found["evaluation"] |= {"seconds": self.evaluation.step_seconds} if self.evaluation.fits else {}
         if not self.fits:
             return found
         found |= {
@@ -150,7 +166,7 @@ class Plan:
         mesh = " × ".join(f"{axis} {size}" for axis, size in facts["mesh"].items())
         rows = [
             ("experiment", f"{facts['experiment']}, {facts['parameters']:,} parameters, {facts['precision']}"),
-            ("slice", f"{place.name}, {place.chips} chips; mesh {mesh}"),
+            ("slice", f"{place}, {place.chips} chips; mesh {mesh}"),
             ("batch", f"{facts['batch_size']:,} examples a step"),
             (f"memory a {device}", ""),
             *((f"  {name}", f"{size / GIB:10.3f} GiB") for name, size in self.memory.items()),
@@ -158,13 +174,19 @@ class Plan:
         ]
         if self.fits:
             rows += self._work(device, price)
+        if self.evaluation:
+            other = self.evaluation
+            told = f"{facts['evaluation']['rows']:,} examples, {other.memory_needed / GIB:.2f} GiB"
+            rows.append(("evaluation step", told + (f", {1e3 * other.step_seconds:.2f} ms" if other.fits else "")))
         wide = max(28, *(len(name) + 2 for name, _ in rows))
         lines = [f"{name:<{wide}}{value}".rstrip() for name, value in rows]
-        if not self.fits:
-            short = (self.memory_needed - self.memory_there) / GIB
-            lines.append(
-                f"It does not fit: {short:.2f} GiB a {device} are missing; cut more by mesh.fsdp, or do less a step."
-            )
+        for each, what in ((self, "It"), (self.evaluation, "The evaluation")):
+            if each is not None and not each.fits:
+                short = (each.memory_needed - each.memory_there) / GIB
+                lines.append(
+                    f"{what} does not fit: {short:.2f} GiB a {device} are missing; cut more by mesh.fsdp, or do less a "
+                    "step."
+                )
         return "\n".join(lines)
 
     def _work(self, device: str, price: float | None) -> list[tuple[str, str]]:
@@ -207,7 +229,7 @@ class Plan:
             axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=5, fontsize=7, frameon=False)
             for side in ("top", "right", "left"):
                 axes.spines[side].set_visible(False)
-        figure.suptitle(f"{self.facts['experiment']} on {self.slice.name}", fontsize=10, color=INK)
+        figure.suptitle(f"{self.facts['experiment']} on {self.slice}", fontsize=10, color=INK)
         figure.savefig(path, dpi=150)
 
 

@@ -19,11 +19,17 @@ TENSOR = (1, 2, 4, 8)
 LADDER = (("none", 1), ("dots", 1), ("full", 1), ("full", 2), ("full", 4), ("full", 8))
 """What is computed again and how many micro-batches there are: each step down needs less memory and more time."""
 
-Compile = Callable[[Path, Sequence[str], str], Facts]
+Compile = Callable[[Path, Sequence[str], str, int], Facts]
 
 
 def search(
-    file: Path, overrides: Sequence[str], topology: str, tries: int, compiled: Compile, say: Callable[[str], None]
+    file: Path,
+    overrides: Sequence[str],
+    topology: str,
+    slices: int,
+    tries: int,
+    compiled: Compile,
+    say: Callable[[str], None],
 ) -> list[tuple[tuple[str, ...], Plan]]:
     """The arrangements that fit, the fastest first, each with the fields that make it. Of every mesh the first step of
     the ladder that fits is taken: the next only costs time.
@@ -31,7 +37,8 @@ def search(
     Args:
       file: of the experiment.
       overrides: fields that stay as they are.
-      topology: where it is to run.
+      topology: where it is to run,
+      slices: and on how many of it.
       tries: how many programs are compiled at most.
       compiled: compiles one.
       say: is told of each.
@@ -45,7 +52,7 @@ def search(
     ladder = LADDER if names else tuple(dict.fromkeys(("", parts) for _, parts in LADDER))
     found: list[tuple[tuple[str, ...], Plan]] = []
     tried, last = 0, ""
-    for mesh in meshes(slice_of(topology), state_bytes(experiment)):
+    for mesh in meshes(slice_of(topology, slices), state_bytes(experiment)):
         for remat, parts in ladder:
             if tried == tries:
                 break
@@ -57,7 +64,7 @@ def search(
                 str(parts),
             )
             try:
-                plan = Plan(compiled(file, [*overrides, *settings], topology))
+                plan = Plan(compiled(file, [*overrides, *settings], topology, slices))
             except UserError as error:  # heads that the axis does not divide, a batch too small for the parts
                 last = str(error)
                 say(f"{' '.join(settings)}: {error}")
@@ -80,6 +87,8 @@ def meshes(there: Slice, state: int) -> Iterator[tuple[str, ...]]:
     fitting = [cut for cut in cuts if state / (cut[0] * cut[1]) <= most]
     for fsdp, tensor in sorted(fitting, key=lambda cut: (cut[1], cut[0] * cut[1])):
         data = count // (fsdp * tensor)
+        if data % there.count:  # the slices share the batch alone
+            continue
         yield ("--mesh.data", str(data), "--mesh.fsdp", str(fsdp), "--mesh.tensor", str(tensor))
 
 

@@ -87,28 +87,28 @@ def convert(source: Path, target: Path) -> None:
     from jmm.interop import convert as _  # noqa: F401  what is imported is not what is measured
 
     jax.devices()
-    before, start = _memory(NOW), time.perf_counter()
-    _reset()
+    before, start = memory(NOW), time.perf_counter()
+    reset()
     model = jmm.load(source, mesh=MeshShape(data=1, fsdp=8))
     jax.block_until_ready(model.variables)
     leaves = jax.tree.leaves(model.variables)
     arrays = sum(leaf.nbytes for leaf in leaves)
-    figures = {"import": _memory(PEAK) - before - arrays, "arrays": arrays, "import_s": time.perf_counter() - start}
+    figures = {"import": memory(PEAK) - before - arrays, "arrays": arrays, "import_s": time.perf_counter() - start}
     figures["share"] = sum(leaf.addressable_shards[0].data.nbytes for leaf in leaves) / arrays
-    _reset()
+    reset()
     start = time.perf_counter()
     jmm.save(model, target, shard_bytes=SHARD)
-    figures |= {"export": _memory(PEAK) - before - arrays, "export_s": time.perf_counter() - start}
+    figures |= {"export": memory(PEAK) - before - arrays, "export_s": time.perf_counter() - start}
     print(json.dumps(figures))
 
 
-def _memory(field: str) -> int:
-    """Bytes of this process: now, or the most since `_reset`."""
+def memory(field: str) -> int:
+    """Bytes of this process: now, or the most since `reset`."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
 
 
-def _reset() -> None:
+def reset() -> None:
     Path("/proc/self/clear_refs").write_text("5")
 
 

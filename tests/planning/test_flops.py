@@ -9,8 +9,8 @@ import pytest
 from data_pipelines.digits import Digits
 from jmm.experiment import Experiment, Optimizer
 from jmm.models import clip, coca, pali, vit
-from jmm.parts.transformer import TransformerConfig
-from jmm.planning.compiler import model_flops, without_remat
+from jmm.parts.transformer import with_remat
+from jmm.planning.compiler import model_flops
 from jmm.planning.flops import flops
 
 TRAINED = 3
@@ -131,7 +131,7 @@ def test_a_pali_costs_what_its_closed_form_says():
 
 def test_what_is_computed_again_is_no_work_of_the_model():
     model = vit.VARIANTS["vit_b16"]
-    again = replace(model, image=replace(model.image, encoder=replace(model.image.encoder, remat="full")))
-    assert without_remat(again) == without_remat(model)
+    again = with_remat(model, "full")
+    assert again.image.encoder == replace(model.image.encoder, remat="full")
+    assert with_remat(again, "none") == with_remat(model, "none")
     assert of(again, 2) == of(model, 2)
-    assert isinstance(without_remat(again).image.encoder, TransformerConfig)

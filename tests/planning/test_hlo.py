@@ -47,10 +47,16 @@ LOOP = """HloModule jit_step, is_scheduled=true
 
 ENTRY %main (p: f32[4,8]) -> f32[4,8] {
   %p = (s32[]{:T(128)}, f32[4,8]{1,0}, f32[6,8,16]{2,1,0}, f32[6,4,16]{2,1,0}) parameter(0)
+  %zero = s32[]{:T(128)} constant(0)
+  %start = s32[]{:T(128)} copy(%zero)
+  %first = f32[4,8]{1,0} get-tuple-element(%p), index=1
+  %weights = f32[6,8,16]{2,1,0} get-tuple-element(%p), index=2
+  %results = f32[6,4,16]{2,1,0} get-tuple-element(%p), index=3
+  %in = (s32[], f32[4,8]{1,0}, f32[6,8,16]{2,1,0}, f32[6,4,16]{2,1,0}) tuple(%start, %first, %weights, %results)
   %w.1 = f32[6,8,16]{2,1,0:T(8,128)} get-tuple-element(%p), index=2
   %begun = (f32[6,8,16]{2,1,0:T(8,128)S(1)}, f32[6,8,16]{2,1,0:T(8,128)}, u32[]{:S(2)}) copy-start(%w.1)
   %near = f32[6,8,16]{2,1,0:T(8,128)S(1)} copy-done(%begun)
-  %run = (s32[], f32[4,8]{1,0}, f32[6,8,16]{2,1,0}, f32[6,4,16]{2,1,0}) while(%p), condition=%condition, body=%body
+  %run = (s32[], f32[4,8]{1,0}, f32[6,8,16]{2,1,0}, f32[6,4,16]{2,1,0}) while(%in), condition=%condition, body=%body
   ROOT %last = f32[4,8]{1,0:T(8,128)} get-tuple-element(%run), index=1
 }
 """
@@ -58,7 +64,7 @@ ENTRY %main (p: f32[4,8]) -> f32[4,8] {
 
 def test_a_loop_is_counted_as_often_as_it_runs_and_of_its_stacks_a_slice():
     found = {each.name: each for each in Program(LOOP, MESH).operations()}
-    assert set(found) == {"%begun", "%layer", "%made", "%next"}
+    assert set(found) == {"%begun", "%layer", "%made", "%next", "%start"}
     assert found["%made"].times == 6 and found["%made"].flops == 2 * 4 * 16 * 8
     # Two bytes of each weight for the product, whose result stays on the chip; the input is read in full.
     assert found["%made"].moved == 4 * 8 * 4 + 8 * 16 * 2
@@ -66,6 +72,28 @@ def test_a_loop_is_counted_as_often_as_it_runs_and_of_its_stacks_a_slice():
     assert found["%layer"].moved == 8 * 16 * 4 + 4 + 8 * 16 * 2
     assert found["%next"].moved == 4 * 16 * 4 + 4
     assert found["%begun"].hidden and found["%begun"].moved == 6 * 8 * 16 * 4
+
+
+def test_a_loop_whose_first_round_stands_before_it_runs_once_less():
+    found = {each.name: each for each in Program(LOOP.replace("constant(0)", "constant(1)"), MESH).operations()}
+    assert found["%made"].times == 5
+
+
+def test_what_goes_to_another_slice():
+    text = """HloModule jit_step
+
+ENTRY %main (g: f32[8,128]) -> f32[8,128] {
+  %g = f32[8,128]{1,0} parameter(0)
+  %t = token[] after-all()
+  %send = (f32[8,128], u32[], token[]) send(%g, %t), frontend_attributes={_xla_megascale_transfer_type="ALL_REDUCE"}
+  %recv = (f32[8,128], u32[], token[]) recv(%t), frontend_attributes={_xla_megascale_transfer_type="ALL_REDUCE"}
+  %sent = token[] send-done(%send)
+  %got = (f32[8,128]{1,0}, token[]) recv-done(%recv)
+  ROOT %sum = f32[8,128]{1,0} get-tuple-element(%got), index=0
+}
+"""
+    (found,) = Program(text, Mesh({"data": 8}, slices=4)).operations()
+    assert found.collective == ("all-reduce", 2 * 8 * 128 * 4 * 3 / 4, ("slices",), True) and found.moved == 0
 
 
 EXCHANGES = """HloModule jit_step

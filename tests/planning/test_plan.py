@@ -17,6 +17,8 @@ LINUX = pytest.mark.skipif(sys.platform != "linux", reason="the TPU compiler exi
 FACTS = {
     "experiment": "counted",
     "topology": "v5e:4x4",
+    "slices": 1,
+    "evaluation": None,
     "mesh": {"data": 4, "fsdp": 4, "tensor": 1, "sequence": 1},
     "batch_size": 256,
     "steps": 3600,
@@ -78,6 +80,26 @@ def test_what_does_not_fit():
     assert "108.000 GiB of 15.00" in refused.as_text() and "step_seconds" not in refused.as_json()
 
 
+def test_what_goes_between_slices_takes_the_network():
+    between = Plan(FACTS | {"slices": 2, "collectives": [["all-reduce", "slices", True, 3.125e9 * 0.9]]})
+    # 0.9 s beside 0.7 s of work.
+    assert between.seconds["interconnect"] == pytest.approx(0.2)
+    assert between.slice.chips == 32 and "2 × v5e:4x4, 32 chips" in between.as_text()
+    with pytest.raises(UserError, match="at least 1, not 0"):
+        slice_of("v5e:4x4", 0)
+
+
+def test_the_evaluation_must_fit_too():
+    rows = {"rows": 64, "fits": True, "arguments": 2 * GIB, "temporaries": GIB, "results": 0, "code": 0}
+    work = {"work": [[1, 197e12 * 0.05, 0, False]], "collectives": [], "seconds_to_compile": 1.0}
+    plan = Plan(FACTS | {"evaluation": rows | work})
+    assert plan.works and plan.evaluation.step_seconds == pytest.approx(0.05)
+    assert "64 examples, 3.00 GiB, 50.00 ms" in plan.as_text() and plan.as_json()["evaluation"]["rows"] == 64
+    large = Plan(FACTS | {"evaluation": {"rows": 64, "fits": False, "needed": 20 * GIB, "available": 15 * GIB}})
+    assert large.fits and not large.works
+    assert "The evaluation does not fit: 5.00 GiB a chip are missing" in large.as_text()
+
+
 def test_text_and_picture(tmp_path):
     text = Plan(FACTS).as_text(2.0)
     assert "step, at best" in text and "800.00 ms, most of it compute" in text and "25.60 at 2 a chip-hour" in text
@@ -98,6 +120,7 @@ def test_slices():
 
 SMALL = """
 from data_pipelines.digits import NAMES, Digits
+from jmm.evaluation.classification import Classification
 from jmm.experiment import Experiment, MeshShape
 from jmm.models import vit
 from jmm.parts.transformer import TransformerConfig
@@ -107,7 +130,9 @@ def experiment():
     stack = TransformerConfig(width=128, depth=3, num_heads=2, mlp_dim=256)
     tower = vit.ImageTower(stack, image_size=(32, 32), patch_size=8, channels=1)
     model = vit.Config(tower, num_classes=len(NAMES))
-    return Experiment("small", model, Digits(), steps=10, batch_size=32, mesh=MeshShape(data=1, fsdp=4))
+    evaluations = (Classification(NAMES),)
+    mesh = MeshShape(fsdp=4)
+    return Experiment("small", model, Digits(), steps=10, batch_size=32, mesh=mesh, evaluations=evaluations)
 """
 
 
@@ -132,11 +157,26 @@ def test_the_command(small, tmp_path, capsys):
     # Weights are gathered for use, and their gradients are summed.
     assert {kind.split()[0] for kind in found["sent"]} >= {"all-gather"}
     assert all(kind.endswith("over fsdp") for kind in found["sent"])
-    # The same program is not compiled again.
-    (kept,) = (tmp_path / "cache" / "jmm" / "plans").iterdir()
-    kept.write_text(json.dumps(json.loads(kept.read_text()) | {"code": 777}))
+    assert found["evaluation"]["rows"] == 64 and found["evaluation"]["seconds"] < found["step_seconds"]
+    # The same programs are not compiled again.
+    for kept in (tmp_path / "cache" / "jmm" / "plans").iterdir():
+        kept.write_text(json.dumps(json.loads(kept.read_text()) | {"code": 777}))
     assert main(asked) == 0
     assert json.loads(capsys.readouterr().out)["memory"]["program"] == 777
+
+
+@LINUX
+def test_two_slices_share_the_batch(small, capsys):
+    assert main(["plan", small, "--topology", "v5e:2x2", "--slices", "2", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["mesh"] == {"data": 2, "fsdp": 4, "tensor": 1, "sequence": 1} and found["chips"] == 8
+    # The gradient of every parameter, of which fsdp leaves a chip a quarter, is summed with the other slice once: in
+    # two bytes of the blocks, that compute so, and in four of the rest.
+    between = sum(size for kind, size in found["sent"].items() if kind.endswith("over slices"))
+    assert found["parameters"] / 2 < between < found["parameters"]
+    apart = ["plan", small, "--topology", "v5e:2x2", "--slices", "2", "--mesh.data", "1", "--mesh.fsdp", "8"]
+    assert main(apart) == 1
+    assert "data 1 does not divide over 2 slices" in capsys.readouterr().err
 
 
 @LINUX

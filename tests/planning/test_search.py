@@ -25,7 +25,7 @@ def fields_of(overrides):
     return dict(zip(overrides[::2], overrides[1::2], strict=True))
 
 
-def pretended(file, overrides, topology):
+def pretended(file, overrides, topology, slices):
     """Less memory and more time the more is computed again, or cut; four ways of heads are refused."""
     fields = fields_of(overrides)
     remat = fields["--model.image.encoder.remat"]
@@ -38,12 +38,12 @@ def pretended(file, overrides, topology):
     work = [[1, 197e12 * 0.1 * SLOWER[remat] * (1 + 0.01 * (fsdp + tensor + parts)), 0, False]]
     state = {"parameters": needed}
     memory = {"arguments": needed, "temporaries": 0, "code": 0, "state_bytes": state}
-    return FACTS | memory | {"topology": topology, "work": work, "collectives": []}
+    return FACTS | memory | {"topology": topology, "slices": slices, "work": work, "collectives": []}
 
 
 def test_of_each_mesh_the_first_that_fits_is_kept_and_the_fastest_comes_first(small):
     said = []
-    found = search(small, ["--batch_size", "64"], "v5e:2x2", 100, pretended, said.append)
+    found = search(small, ["--batch_size", "64"], "v5e:2x2", 1, 100, pretended, said.append)
     best, _ = found[0]
     fields = fields_of(best)
     # 12 GiB and a half of 8 fit; not cut they do not, and computing all again costs more.
@@ -57,15 +57,17 @@ def test_of_each_mesh_the_first_that_fits_is_kept_and_the_fastest_comes_first(sm
 
 def test_no_more_is_compiled_than_asked(small):
     said = []
-    search(small, [], "v5e:2x2", 4, pretended, said.append)
+    search(small, [], "v5e:2x2", 1, 4, pretended, said.append)
     assert len(said) == 4
     with pytest.raises(
         UserError, match=r"none of the 2 arrangements that were tried fits v5e:2x2: the last needs 20\.00"
     ):
-        search(small, [], "v5e:2x2", 2, pretended, said.append)
+        search(small, [], "v5e:2x2", 1, 2, pretended, said.append)
 
 
 def test_meshes_hold_the_state_in_half_of_their_memory():
+    shared = [fields_of(each) for each in meshes(slice_of("v5e:2x2", 2), 20 * GIB)]
+    assert shared and all(int(each["--mesh.data"]) % 2 == 0 for each in shared)
     cuts = [fields_of(each) for each in meshes(slice_of("v5e:2x4"), 20 * GIB)]
     assert all(int(cut["--mesh.fsdp"]) * int(cut["--mesh.tensor"]) >= 4 for cut in cuts)
     assert all(int(cut["--mesh.data"]) * int(cut["--mesh.fsdp"]) * int(cut["--mesh.tensor"]) == 8 for cut in cuts)
