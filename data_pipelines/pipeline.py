@@ -30,7 +30,10 @@ def ordered(dataset: Dataset, seed: int) -> grain.MapDataset[Any]:
     preprocess = dataset.preprocessor()
 
     def prepare(example: Example, rng: np.random.Generator) -> Arrays:
-        return preprocess.arrays(fitted(dataset.augment(example, rng), preprocess))
+        seen = dataset.augment(example, rng)
+        # What the augmentation has brought to the model's size stays: it may be cut out of the middle only once.
+        there = "image" in seen and seen["image"].shape == (*preprocess.image_size, preprocess.channels)
+        return preprocess.arrays(seen if there else fitted(seen, preprocess))
 
     return _shuffled(dataset, seed).seed(seed).random_map(prepare)
 

@@ -45,7 +45,7 @@ class Dataset(Protocol):
         ...
 
     def augment(self, example: Example, rng: np.random.Generator) -> Example:
-        """A training example with its random changes; `rng` is the example's own."""
+        """A training example, its image as the source gives it, with its random changes; `rng` is the example's own."""
         ...
 
     def preprocessor(self) -> Preprocess:

@@ -104,13 +104,12 @@ def train(
             )
         )
         stop = stack.enter_context(StopSignal())
-        profiler = Profiler(workdir / "profile")
+        profiler = Profiler(workdir / "profile", profile)
         stack.callback(profiler.close)
         placed = ahead(program, batches)
         stack.callback(lambda: watch.at("close", run.done))
         for step in range(start, experiment.steps):
-            if profile:
-                profiler.before(step - start)
+            profiler.before(step - start)
             watch.at("data", step)
             batch = next(placed)
             watch.at("step" if step > start else "compile", step)
@@ -303,27 +302,39 @@ def introduce(program: Program, workdir: Path, start: int, terminal: Terminal) -
 
 
 class Profiler:
-    """Records the steps of `PROFILED` as a trace that Perfetto and xprof open."""
+    """Records ten steps as a trace that Perfetto and xprof open: those of `PROFILED` where it was asked for from the
+    start, and the next ones whenever the process gets SIGUSR2."""
 
-    def __init__(self, folder: Path):
-        self._folder, self._running = folder, False
+    def __init__(self, folder: Path, asked: bool):
+        self._folder, self._begin, self._end = folder, PROFILED.start if asked else None, 0
+        self._handler: Any = None
+        if threading.current_thread() is threading.main_thread():
+            self._handler = signal.signal(signal.SIGUSR2, self._ask)
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        self._begin = 0  # the next step there is
 
     def before(self, index: int) -> None:
         """Starts or stops before the step of this index, counted from the start of the run."""
-        if index == PROFILED.start:
+        if self._end and index >= self._end:
+            self._stop()
+        if self._begin is not None and index >= self._begin and not self._end:
             options = jax.profiler.ProfileOptions()
             # The hook on every Python call walks the stacks of threads that come and go, and the loop has several.
             options.python_tracer_level = 0
             jax.profiler.start_trace(self._folder, create_perfetto_trace=True, profiler_options=options)
-            self._running = True
-        elif index == PROFILED.stop:
-            self.close()
+            self._begin, self._end = None, index + len(PROFILED)
 
     def close(self) -> None:
-        """Writes the trace, if one is being recorded."""
-        if self._running:
+        """Writes the trace, if one is being recorded, and gives the signal back."""
+        self._stop()
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGUSR2, self._handler)
+
+    def _stop(self) -> None:
+        if self._end:
             jax.profiler.stop_trace()
-            self._running = False
+            self._end = 0
 
 
 class StopSignal:

@@ -84,7 +84,8 @@ def big_vision() -> list[Row]:
 
 
 def checkpoints() -> list[Row]:
-    """Host memory to save a state of 2 GiB, beyond its arrays, while the next step changes them, and to restore it in a process that holds nothing."""
+    """Host memory to save a state of 2 GiB, beyond its arrays, while the next step changes them; and to restore it in a
+    process that holds nothing."""
     with tempfile.TemporaryDirectory() as folder:
         rows = []
         for what in ("save", "restore"):

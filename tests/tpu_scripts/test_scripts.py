@@ -162,7 +162,7 @@ def test_launch(stub):
 
 
 @pytest.mark.parametrize(
-    "codes, runs, end", [([0], 1, 0), ([143, 137, 134, 0], 4, 0), ([2], 1, 2), ([143] * 9, 4, 143)]
+    "codes, runs, end", [([0], 1, 0), ([143, 137, 75, 0], 4, 0), ([134, 0], 2, 0), ([2], 1, 2), ([143] * 9, 4, 143)]
 )
 def test_a_worker_starts_again_where_that_helps(stub, codes, runs, end):
     stub.answer(*map(str, codes))
@@ -194,6 +194,10 @@ def test_logs_fetch_and_delete(stub):
     to = str(stub.folder / "results")
     stub.run("fetch.sh", *AT, "--slices", "2", "--from", "/mnt/runs/clip", "--to", to)
     assert stub.calls() == [[*TPU, "tpu-vm", "scp", "--recurse", "run-0:/mnt/runs/clip", to, *PLACED, "--worker", "0"]]
+    stub.run("profile.sh", *AT, "--worker", "3")
+    asked = ["--worker", "3", "--command", 'pkill -USR2 -f "[j]mm train"']
+    assert stub.calls() == [[*TPU, "tpu-vm", "ssh", "run", *PLACED, *asked]]
+    assert stub.run("profile.sh", *AT, "--slices", "2").returncode == 2
     stub.run("delete.sh", *AT)
     assert stub.calls() == [[*TPU, "tpu-vm", "delete", "run", *PLACED, "--quiet"]]
     stub.run("delete.sh", *AT, "--slices", "2")

@@ -1,8 +1,10 @@
 """The loop: what a run leaves behind, exact resume, clear stops."""
 
 import json
+import os
 import shutil
-from dataclasses import replace
+import signal
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -108,6 +110,23 @@ def test_data_that_the_model_does_not_take_is_refused(tmp_path):
     data = replace(tiny().data, image_size=24)
     with pytest.raises(UserError, match=r"reads image as float32 \[16, 16, 1\], the data gives .*\[24, 24, 1\]"):
         train(tiny(data=data), tmp_path)
+
+
+@dataclass(frozen=True)
+class Asks:
+    """Asks for a trace as soon as something is evaluated."""
+
+    def run(self, model, data):
+        os.kill(os.getpid(), signal.SIGUSR2)
+        return {}
+
+    def draw(self, model, data, folder):
+        return []
+
+
+def test_a_signal_records_a_trace_of_a_run_under_way(tmp_path):
+    train(tiny(evaluations=(Asks(),), evaluate_every=6, steps=8), tmp_path)
+    assert list((tmp_path / "profile").rglob("*.xplane.pb"))
 
 
 def test_profile_writes_a_trace(tmp_path):
