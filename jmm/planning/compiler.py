@@ -150,7 +150,8 @@ def kept(lowered: Any, axes: dict[str, int], asked: Slice) -> Facts:
 
 def cache(text: str, topology: str) -> Path:
     """Where what is known of a program is kept: by all that decides it."""
-    told = [text, topology, version("libtpu"), version("jax"), Path(__file__).with_name("hlo.py").read_text()]
+    readers = [Path(__file__).with_name(name).read_text() for name in ("hlo.py", "hlo_text.py")]
+    told = [text, topology, version("libtpu"), version("jax"), *readers]
     root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return root / "jmm" / "plans" / f"{hashlib.sha256(chr(0).join(told).encode()).hexdigest()}.json"
 

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from jmm.planning.hlo import Mesh, Program, convolution_flops, instruction, replica_group, shapes_of
+from jmm.planning.hlo import Mesh, Program, convolution_flops
+from jmm.planning.hlo_text import instruction, replica_group, shapes_of
 
 MESH = Mesh({"data": 2, "fsdp": 4, "tensor": 1, "sequence": 1})
 
@@ -72,6 +73,24 @@ def test_a_loop_is_counted_as_often_as_it_runs_and_of_its_stacks_a_slice():
     assert found["%layer"].moved == 8 * 16 * 4 + 4 + 8 * 16 * 2
     assert found["%next"].moved == 4 * 16 * 4 + 4
     assert found["%begun"].hidden and found["%begun"].moved == 6 * 8 * 16 * 4
+
+
+def test_a_slice_within_a_fusion_within_a_fusion_is_no_more_than_a_slice():
+    nested = LOOP.replace(
+        "HloModule jit_step",
+        """HloModule jit_step
+
+%outer (param_0: f32[6,8,16], param_1: s32[]) -> bf16[1,8,16] {
+  %param_0 = f32[6,8,16]{2,1,0} parameter(0)
+  %param_1 = s32[]{:T(128)} parameter(1)
+  ROOT %inner = bf16[1,8,16]{2,1,0} fusion(%param_0, %param_1), kind=kLoop, calls=%fused_slice
+}
+""",
+    )
+    before = {each.name: each for each in Program(LOOP, MESH).operations()}["%layer"]
+    body = nested.replace("calls=%fused_slice", "calls=%outer").replace("calls=%outer", "calls=%fused_slice", 1)
+    after = {each.name: each for each in Program(body, MESH).operations()}["%layer"]
+    assert after.moved == before.moved
 
 
 def test_a_loop_whose_first_round_stands_before_it_runs_once_less():
