@@ -31,7 +31,7 @@ def experiment() -> Experiment:
         steps=9_000_000_000 // 32_768,
         batch_size=32_768,
         optimizer=Optimizer(learning_rate=1e-3, warmup_steps=20_000, b2=0.95, weight_decay=1e-4),
-        mesh=MeshShape(data=16, fsdp=16),
+        mesh=MeshShape(data=8, fsdp=32),
         checkpoint=Checkpoint(every=5000),
         evaluations=(Retrieval(count=5000),),
         evaluate_every=5000,

@@ -18,7 +18,7 @@ from jmm.parts.transformer import with_remat
 
 
 def experiment() -> Experiment:
-    """86 million parameters; a prefix of every text is read."""
+    """252.0 million parameters; a prefix of every text is read."""
     preprocess = Preprocess(
         image_size=(224, 224),
         text_length=256,

@@ -73,6 +73,8 @@ class AttentionPooler(nn.Module):
         shape = (1, self.num_queries, self.width or x.shape[-1])
         queries = self.param("queries", nn.initializers.normal(1.0), shape[1:], jnp.float32)
         queries = self._norm("query_norm")(queries.astype(self.dtype).reshape(shape))
+        # Or the compiler cuts the tokens' gradient by features, and gathers that of keys and values from all rows.
+        x = nn.with_logical_constraint(x, ("batch", "length", "embed"))
         attention = MultiHeadAttention(self.num_heads, dtype=self.dtype, name="attention")
         pooled: jax.Array = self._norm("norm")(attention(queries, self._norm("context_norm")(x)))
         return pooled
