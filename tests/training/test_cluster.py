@@ -17,7 +17,8 @@ from jmm.distributed.watchdog import LOST
 from tests.training.runs import ROOT, TINY, command, finished
 from tests.training.test_processes import until
 
-STEPS = ("--steps", "24", "--evaluate-every", "0", "--checkpoint.every", "6")
+MESH = ("--mesh.fsdp", "2", "--mesh.tensor", "2")
+STEPS = ("--steps", "24", *MESH, "--evaluate-every", "0", "--checkpoint.every", "6")
 
 
 def free_port():
@@ -57,6 +58,7 @@ def whole(tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole")
     for code, err in ends(pair(folder, *STEPS)):
         assert code == 0, err
+    assert '"eval/retrieval/text_to_image@1"' in (folder / "metrics.jsonl").read_text()
     return losses(folder)
 
 
@@ -186,7 +188,7 @@ def test_an_error_of_one_process_ends_the_other_with_the_same_code(tmp_path):
 
 
 def test_a_stopped_process_is_lost(tmp_path):
-    first, second = pair(tmp_path, *STEPS[2:], "--steps", "100000")
+    first, second = pair(tmp_path, *MESH, "--evaluate-every", "0", "--steps", "100000")
     until(tmp_path, 5, first)
     second.send_signal(signal.SIGSTOP)
     start = time.monotonic()

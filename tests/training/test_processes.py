@@ -1,12 +1,10 @@
-"""Runs as commands: signals, sudden death, several processes."""
+"""Runs as commands: signals, sudden death. Several processes are in test_cluster.py."""
 
 import json
 import os
 import signal
-import socket
 import time
 
-import numpy as np
 import pytest
 
 from data_pipelines.pipeline import training_batches
@@ -56,31 +54,6 @@ def test_a_stopped_run_goes_on_exactly(whole, tmp_path):
     assert "zero_shot/accuracy" in out
     assert "jmm classify" in out.splitlines()[-1]
     assert (tmp_path / "metrics.jsonl").read_text() == whole[0]
-
-
-def test_two_processes_train_as_one(whole, tmp_path):
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        address = f"localhost:{free.getsockname()[1]}"
-    processes = [
-        command(
-            *("train", str(TINY), "--workdir", str(tmp_path), "--mesh.fsdp", "2", "--mesh.tensor", "2"),
-            *("--coordinator", address, "--num-processes", "2", "--process-id", str(index)),
-            devices=4,
-        )
-        for index in range(2)
-    ]
-    for process in processes:
-        code, _, err = finished(process)
-        assert code == 0, err
-    together, alone = (
-        [json.loads(line) for line in text.splitlines()]
-        for text in ((tmp_path / "metrics.jsonl").read_text(), whole[0])
-    )
-    assert [line.keys() for line in together] == [line.keys() for line in alone]
-    for a, b in zip(together, alone, strict=True):
-        if "train/loss" in a:
-            np.testing.assert_allclose(a["train/loss"], b["train/loss"], rtol=1e-5)
 
 
 def test_no_example_is_seen_twice_in_an_epoch():
