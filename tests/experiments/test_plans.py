@@ -27,12 +27,12 @@ def test_they_are_those_that_were_planned():
 @pytest.mark.parametrize("file", PLANS, ids=lambda file: file.stem)
 def test_the_plan_is_of_the_experiment_as_it_is(file):
     text, experiment = file.read_text(), read_experiment_file(EXPERIMENTS / f"{file.stem}.py")
-    said = {line[:28].strip(): line[28:].strip() for line in text.splitlines()}
+    said = {line[:28].rstrip(): line[28:].strip() for line in text.splitlines()}  # parts are indented
     topology = planned()[file.stem]
     assert said["experiment"].startswith(f"{file.stem}, ") and said["slice"].startswith(f"{topology}, ")
     assert said["batch"] == f"{experiment.batch_size:,} examples a step"
     sizes = {axis: int(size) for axis, size in re.findall(r"(\w+) (\d+)(?: ×|$)", said["slice"].partition("mesh ")[2])}
     assert sizes == vars(experiment.mesh)
-    needed, there = map(float, said["in all, at most"].split(" GiB of "))
+    needed, there = map(float, said["  in all, at most"].split(" GiB of "))
     assert "does not fit" not in text and needed <= there == slice_of(topology).chip.memory / 2**30
     assert re.fullmatch(r"\d{4}-\d\d-\d\d", said["planned"])
