@@ -46,8 +46,8 @@ KEPT: list["Watchdog"] = []
 """Those whose handler of it stays to the end of the process."""
 
 Phase = Literal["start", "data", "compile", "step", "evaluate", "save", "close"]
-PHASES: tuple[Phase, ...] = ("data", "compile", "step", "evaluate", "save", "start", "close")
-"""In their order within a step."""
+PHASES: tuple[Phase, ...] = ("start", "evaluate", "save", "data", "compile", "step", "close")
+"""In their order at one number of steps: what is evaluated and saved is what was before the next batch."""
 
 
 @dataclass(frozen=True)

@@ -76,6 +76,9 @@ def train(
     """
     console = console or Console(quiet=True)
     with ExitStack() as stack:
+        # Before all that takes time: without it the signal ends the process.
+        profiler = Profiler(workdir / "profile", profile)
+        stack.callback(profiler.close)
         watch = stack.enter_context(Watchdog(patience))
         program = build(self_contained(experiment, workdir))
         check_data(program)
@@ -104,8 +107,6 @@ def train(
             )
         )
         stop = stack.enter_context(StopSignal())
-        profiler = Profiler(workdir / "profile", profile)
-        stack.callback(profiler.close)
         placed = ahead(program, batches)
         stack.callback(lambda: watch.at("close", run.done))
         for step in range(start, experiment.steps):

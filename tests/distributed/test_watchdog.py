@@ -39,6 +39,9 @@ def test_one_is_late():
     assert found.text == "process 1 on b has been at step 7, phase 'data' for 90 s; the others wait for it"
     found = verdict(waiting, replace(SECOND, phase="data", since=90.0))
     assert "process 1 on b has been at step 8, phase 'data'" in found.text
+    for phase in ("start", "save"):
+        found = verdict(replace(waiting, phase="data"), replace(SECOND, phase=phase, since=90.0))
+        assert f"process 1 on b has been at step 8, phase '{phase}'" in found.text
     found = verdict(waiting, replace(SECOND, since=70.0))
     assert found.text == "all processes have been at step 8, phase 'step' for 70 s"
     assert verdict(waiting, replace(SECOND, since=70.0), patience=71.0) is None
