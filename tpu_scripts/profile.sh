@@ -24,5 +24,6 @@ place
 [[ $worker =~ ^[0-9]+$ ]] || refuse "--worker is its number, not $worker"
 [[ $SLICES == 1 ]] || refuse 'a host is profiled alone: name one slice, and no --slices'
 
-# The bracket keeps pkill from finding the shell that runs it.
-run gcloud compute tpus tpu-vm ssh "$NAME" "${PLACE[@]}" --worker "$worker" --command 'pkill -USR2 -f "[j]mm train"'
+# The training in a container, if there is one. The bracket keeps pkill from finding the shell that runs it.
+run gcloud compute tpus tpu-vm ssh "$NAME" "${PLACE[@]}" --worker "$worker" --command \
+  'sudo docker kill --signal USR2 jmm-train 2> /dev/null || pkill -USR2 -f "[j]mm train"'

@@ -37,6 +37,8 @@ PARAMETER_RULES: tuple[tuple[str, tuple[Axes, ...]], ...] = (
     (r"conv\d*/kernel$", (None, None, None, ("fsdp", "tensor"))),
     (r"(projection|head)/kernel$", ("fsdp", "tensor")),
     (r"(positions/table|pool/queries)$", (None, "fsdp")),
+    # Whole on every device: norms and biases; running statistics, which are those of the whole batch; and codebooks,
+    # since each vector is compared with each code.
     (r".*", ()),
 )
 

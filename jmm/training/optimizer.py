@@ -1,28 +1,15 @@
 """AdamW, and Muon for chosen matrices, with schedule, clipping and decay mask from the experiment; freezing by path."""
 
-import math
 import re
 from typing import Any
 
 import jax
 import optax
-from optax import contrib
 
 from jmm.distributed.sharding import path_name
 from jmm.errors import UserError
 from jmm.experiment import Optimizer
-
-MUON_SIZE = 0.2
-"""The root mean square of Muon's update before the rate, about that of AdamW's, so that one rate suits both (Liu et al.
-2025, Muon is scalable for LLM training, section 2.2)."""
-
-MATRICES = (
-    (r"/(query|key|value)/kernel$", contrib.MuonDimensionNumbers((-3,), (-2, -1))),
-    (r"/out/kernel$", contrib.MuonDimensionNumbers((-3, -2), (-1,))),
-    (r"(conv\d*|patches/projection)/kernel$", contrib.MuonDimensionNumbers((-4, -3, -2), (-1,))),
-    (r"", contrib.MuonDimensionNumbers((-2,), (-1,))),
-)
-"""Inputs and outputs of each kind of kernel: the first pattern found in its path decides."""
+from jmm.training.muon import move_by_muon
 
 
 def make_schedule(config: Optimizer, steps: int) -> optax.Schedule:
@@ -56,32 +43,11 @@ def make_optimizer(config: Optimizer, steps: int) -> optax.GradientTransformatio
 
     move = optax.scale_by_adam(config.b1, config.b2, config.eps)
     if config.muon:
-        muon = optax.chain(contrib.scale_by_muon(weight_dimension_numbers=matrix_axes), optax.stateless(_sized))
-        move = optax.partition({"muon": muon, "adam": move}, which)
+        move = optax.partition({"muon": move_by_muon(), "adam": move}, which)
     decay = optax.add_decayed_weights(config.weight_decay, decays)
     # A chain within a chain: so optax.adamw nests its state, and checkpoints of runs without Muon hold it.
     moves = optax.chain(move, decay, optax.scale_by_learning_rate(make_schedule(config, steps)))
     return moves if config.clip_norm is None else optax.chain(optax.clip_by_global_norm(config.clip_norm), moves)
-
-
-def matrix_axes(params: Any) -> Any:
-    """Of a pytree of kernels, which of the last dimensions of each are inputs and which outputs; any before them count
-    layers of a stack, each a matrix of its own."""
-
-    def axes(path: tuple[Any, ...], _: Any) -> contrib.MuonDimensionNumbers:
-        return next(found for pattern, found in MATRICES if re.search(pattern, path_name(path)))
-
-    return jax.tree_util.tree_map_with_path(axes, params)
-
-
-def _sized(updates: Any, _: Any) -> Any:
-    """Orthogonal matrices with entries as large as AdamW's steps."""
-
-    def scale(update: jax.Array, axes: contrib.MuonDimensionNumbers) -> jax.Array:
-        rows, columns = (math.prod(update.shape[i] for i in side) for side in axes)
-        return update * (MUON_SIZE * math.sqrt(max(rows, columns)))
-
-    return jax.tree.map(scale, updates, matrix_axes(updates))
 
 
 def matches(params: Any, patterns: tuple[str, ...]) -> Any:

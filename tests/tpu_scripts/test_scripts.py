@@ -41,7 +41,7 @@ class Stub:
 
     def __init__(self, folder):
         self.folder = folder
-        for name in ("gcloud", "kubectl", "jmm"):
+        for name in ("gcloud", "kubectl", "jmm", "sudo"):
             path = folder / name
             path.write_text(STUB.format(python=sys.executable, reads=name == "kubectl"))
             path.chmod(0o755)
@@ -152,6 +152,26 @@ def test_install_copies_to_every_slice_and_installs(stub):
     assert not list(stub.folder.glob("jmm-*.tar.gz"))
 
 
+def test_a_worker_trains_in_a_container(stub):
+    """What install.sh has a worker write is run, and what docker would be asked is read."""
+    image, mounts = "here/jmm:1", ["--mount", "/mnt/my runs", "--mount", "/data"]
+    assert stub.run("install.sh", *AT, "--image", image, *mounts).returncode == 0
+    home = stub.folder / "home"
+    home.mkdir()
+    subprocess.run(["tar", "-czf", home / "jmm.tar.gz", "tpu_scripts"], cwd=ROOT, check=True)
+    installing = stub.calls()[-1][-1]
+    (stub.folder / "calls").unlink()
+    subprocess.run(["bash", "-c", installing], cwd=home, env=stub.environment, check=True)
+    assert stub.calls() == [["sudo", "docker", "pull", image]] and (home / "jmm" / "tpu_scripts" / "worker.sh").exists()
+    stub.environment["JMM"] = str(home / "env" / "bin" / "jmm")
+    stub.answer("143", "0")
+    train = ["experiments/quickstart.py", "--workdir", "/mnt/my runs/a b"]
+    assert stub.run("worker.sh", "3", *train).returncode == 0
+    seen = ["--volume", "/mnt/my runs:/mnt/my runs", "--volume", "/data:/data"]
+    asked = ["run", "--rm", "--name", "jmm-train", "--privileged", "--network", "host", "--ipc", "host", *seen, image]
+    assert stub.calls() == [["sudo", "docker", *asked, "jmm", "train", *train, "--cluster"]] * 2
+
+
 def test_launch(stub):
     train = ["experiments/quickstart.py", "--workdir", "/mnt/my runs", "--steps", "5"]
     assert stub.run("launch.sh", *AT, "--restarts", "3", "--", *train).returncode == 0
@@ -195,8 +215,11 @@ def test_logs_fetch_and_delete(stub):
     stub.run("fetch.sh", *AT, "--slices", "2", "--from", "/mnt/runs/clip", "--to", to)
     assert stub.calls() == [[*TPU, "tpu-vm", "scp", "--recurse", "run-0:/mnt/runs/clip", to, *PLACED, "--worker", "0"]]
     stub.run("profile.sh", *AT, "--worker", "3")
-    asked = ["--worker", "3", "--command", 'pkill -USR2 -f "[j]mm train"']
-    assert stub.calls() == [[*TPU, "tpu-vm", "ssh", "run", *PLACED, *asked]]
+    (call,) = stub.calls()
+    assert call[:-1] == [*TPU, "tpu-vm", "ssh", "run", *PLACED, "--worker", "3", "--command"]
+    container, process = call[-1].split(" || ")
+    assert container == "sudo docker kill --signal USR2 jmm-train 2> /dev/null"
+    assert process == 'pkill -USR2 -f "[j]mm train"'
     assert stub.run("profile.sh", *AT, "--slices", "2").returncode == 2
     stub.run("delete.sh", *AT)
     assert stub.calls() == [[*TPU, "tpu-vm", "delete", "run", *PLACED, "--quiet"]]
@@ -270,6 +293,9 @@ def test_a_dry_run_prints_and_runs_nothing(stub, name):
         ("create.sh", [*AT, "--type", "v4-8", "--spot", "--reserved"], "--spot and --reserved exclude each other"),
         ("create.sh", [*AT, "--type", "v4-8", "--slices", "none"], "--slices is how many there are, not none"),
         ("install.sh", [*AT, "--wrong"], "--wrong is no option"),
+        ("install.sh", [*AT, "--mount", "/data"], "--mount is for a container"),
+        ("install.sh", [*AT, "--image", "i", "--mount", "data"], "--mount is a folder from / on"),
+        ("install.sh", [*AT, "--image", "i", "--extra", "test"], "--extra is for what is installed on the workers"),
         ("launch.sh", [*AT, "file.py"], "what is for jmm train stands behind --"),
         ("launch.sh", AT, "nothing stands behind --"),
         ("launch.sh", [*AT, "--", "file.py", "--steps", "5"], "--workdir DIR is missing behind --"),
