@@ -24,27 +24,49 @@ class Part:
 
 
 @dataclass(frozen=True)
+class Later:
+    """Other shares from some example on, as where tasks build on others."""
+
+    start: int
+    """The global index of the first example that is drawn with them: the step times the batch size."""
+    weights: tuple[float, ...]
+    """One for each part, in their order."""
+
+
+@dataclass(frozen=True)
 class Mixture:
     """Training examples of every part in proportion to its weight, in an order that the seed decides; each part is
     repeated as often as it takes. `task` tells the parts of a batch apart."""
 
     parts: tuple[Part, ...]
     """What is mixed; all have one preprocessing."""
+    later: Later | None = None
+    """The shares after that; each part then begins a new epoch. None: they stay."""
 
     def __post_init__(self) -> None:
-        """Raises UserError without parts, for equal names and for a weight that is not above 0."""
+        """Raises UserError without parts, for equal names, for a weight that is not above 0, and for later shares that
+        are not one a part or begin before the second example."""
         names = [part.name for part in self.parts]
         if not names or len(set(names)) < len(names):
             raise UserError(f"a mixture needs parts with different names, not {', '.join(names) or 'none'}")
-        for part in self.parts:
-            if not 0 < part.weight < float("inf"):
-                raise UserError(f"the weight of {part.name} must be above 0, not {part.weight}")
+        later = self.later.weights if self.later else ()
+        if self.later and (len(later) != len(names) or self.later.start < 1):
+            raise UserError(
+                f"later shares are {len(names)} weights, one a part, from example 1 or a later one on, "
+                f"not {len(later)} from {self.later.start} on"
+            )
+        for name, weight in zip([*names, *(names if later else ())], [*self._weights, *later], strict=True):
+            if not 0 < weight < float("inf"):
+                raise UserError(f"the weight of {name} must be above 0, not {weight}")
+
+    @property
+    def _weights(self) -> list[float]:
+        return [part.weight for part in self.parts]
 
     @property
     def weights(self) -> list[float]:
         """The share of each part; together 1."""
-        total = sum(part.weight for part in self.parts)
-        return [part.weight / total for part in self.parts]
+        return shares(self._weights)
 
     def part(self, name: str) -> Dataset:
         """The dataset of a part.
@@ -80,6 +102,12 @@ class Mixture:
             if other != first:
                 raise UserError(f"{part.name} and {self.parts[0].name} differ in their preprocessing; a batch has one")
         return first
+
+
+def shares(weights: Sequence[float]) -> list[float]:
+    """Weights that are together 1."""
+    total = sum(weights)
+    return [weight / total for weight in weights]
 
 
 @dataclass(frozen=True)

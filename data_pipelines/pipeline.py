@@ -13,7 +13,7 @@ from typing import Any
 import grain
 import numpy as np
 
-from data_pipelines.mixture import Mixture, task_names
+from data_pipelines.mixture import Mixture, shares, task_names
 from data_pipelines.preprocess import Arrays, Preprocess
 from data_pipelines.protocol import Dataset, Example, Source
 from jmm.errors import UserError
@@ -40,15 +40,28 @@ def ordered(dataset: Dataset, seed: int) -> grain.MapDataset[Any]:
 
 def _shuffled(dataset: Dataset, seed: int) -> grain.MapDataset[Any]:
     """The endless list of examples; in that of a mixture the parts take turns by their weights."""
-    if isinstance(dataset, Mixture):
-        names, weights, sources = task_names(dataset), dataset.weights, list[Source](dataset.sources("train"))
-    else:
-        names, weights, sources = (type(dataset).__name__,), [1.0], [dataset.source("train")]
-    for name, source in zip(names, sources, strict=True):
-        if not len(source):
-            raise UserError(f"{name} has no training examples")
-    endless = [grain.MapDataset.source(each).seed(seed).shuffle().repeat() for each in sources]
-    return grain.MapDataset.mix(endless, weights) if len(endless) > 1 else endless[0]
+    if not isinstance(dataset, Mixture):
+        return _endless(type(dataset).__name__, dataset.source("train"), seed)
+    parts = list(zip(task_names(dataset), dataset.sources("train"), strict=True))
+    mixed = _mixed([_endless(*part, seed) for part in parts], dataset.weights)
+    if dataset.later is None:
+        return mixed
+    # A seed of their own: with the same one the examples would come again in the order in which they came before.
+    fresh = int(np.random.SeedSequence([seed, 1]).generate_state(1)[0])
+    after = _mixed([_endless(*part, fresh) for part in parts], shares(dataset.later.weights))
+    # Only lists with an end can be joined: this one is not reached.
+    return grain.MapDataset.concatenate([mixed[: dataset.later.start], after[: 1 << 62]])
+
+
+def _mixed(parts: list[grain.MapDataset[Any]], weights: list[float]) -> grain.MapDataset[Any]:
+    return grain.MapDataset.mix(parts, weights) if len(parts) > 1 else parts[0]
+
+
+def _endless(name: str, source: Source, seed: int) -> grain.MapDataset[Any]:
+    """Epoch after epoch, each a new permutation."""
+    if not len(source):
+        raise UserError(f"{name} has no training examples")
+    return grain.MapDataset.source(source).seed(seed).shuffle().repeat()
 
 
 def fitted(example: Example, preprocess: Preprocess) -> Example:

@@ -74,10 +74,6 @@ class Config:
     target_vocab_size: int | None = None
     """Size of the target's vocabulary, whose tokens then have an embedding apart from that of the text, even if both
     vocabularies are one; None: vocabulary and embedding are shared."""
-    length_power: float = 0.0
-    """Each token of a target of n weighs 1/n^p in the loss: with 0 all tokens of a batch count the same, with 1 all
-    targets, so that short answers are heard among long captions; 0.5 stands between (Chen et al. 2024, Expanding
-    performance boundaries of open-source multimodal models, square averaging)."""
 
     def build(self, dtype: DTypeLike = jnp.float32) -> "EncoderDecoder":
         """The module, computing in `dtype`."""
@@ -90,10 +86,10 @@ class Config:
         return {"text": ids, "text_mask": mask, "target": ids, "target_mask": mask}
 
     def loss(self, module: nn.Module, variables: Variables, batch: Batch, rngs: dict[str, jax.Array]) -> Loss:
-        """Cross-entropy of the target, over all its real tokens in the batch, weighted by `length_power`."""
+        """Cross-entropy of the target, over all its real tokens in the batch."""
         outputs, updates = training_forward(module, variables, batch, rngs)
         written = (outputs["logits"], batch["target"], batch["target_mask"])
-        value, accuracy = token_cross_entropy(*written, length_power=self.length_power)
+        value, accuracy = token_cross_entropy(*written)
         return Loss(value, {"loss": value, "accuracy": accuracy}, updates, row_cross_entropy(*written))
 
 

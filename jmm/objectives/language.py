@@ -22,14 +22,12 @@ def masked_token(logits: Float[Array, "B L V"], target: Int[Array, "B L"]) -> tu
 
 
 def token_cross_entropy(
-    logits: Float[Array, "B L V"], target: Int[Array, "B L"], mask: Bool[Array, "B L"], length_power: float = 0.0
+    logits: Float[Array, "B L V"], target: Int[Array, "B L"], mask: Bool[Array, "B L"]
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """Mean cross-entropy −log p(target_t) over the tokens that are real by `mask`, and the share of them whose
-    likeliest token is the right one. Without a real token both are 0. In the loss, each of a row's n tokens weighs
-    1/n^length_power: with 0 all tokens of the batch count the same, with 1 all rows."""
+    likeliest token is the right one. Without a real token both are 0."""
     count = jnp.maximum(mask.sum(), 1)
-    weight = mask / jnp.maximum(mask.sum(axis=1, keepdims=True), 1) ** length_power
-    loss = (_token_losses(logits, target, mask) * weight).sum() / jnp.where(mask.any(), weight.sum(), 1)
+    loss = _token_losses(logits, target, mask).sum() / count
     accuracy = jnp.where(mask, jnp.argmax(logits, axis=2) == target, False).sum() / count
     return loss, accuracy
 

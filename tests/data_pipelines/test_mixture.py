@@ -6,7 +6,7 @@ from itertools import islice
 import numpy as np
 import pytest
 
-from data_pipelines.mixture import Mixture, Part, part_of, task_names
+from data_pipelines.mixture import Later, Mixture, Part, part_of, task_names
 from data_pipelines.pipeline import held_out, training_batches
 from data_pipelines.preprocess import Preprocess
 from jmm.errors import UserError
@@ -61,6 +61,19 @@ def test_the_order_is_a_function_of_the_seed_and_resumes():
     np.testing.assert_array_equal(joined, whole[1]["label"])
 
 
+def test_shares_change_at_an_example():
+    """At the 21st, within a batch; before it all is as without a change, and behind it each part begins anew."""
+    mixture = replace(MIXED, later=Later(20, (3.0, 1.0)))
+    found, before = (np.concatenate([batch["label"] for batch in batches(data, 30)]) for data in (mixture, MIXED))
+    np.testing.assert_array_equal(found[:20] % 1000, before[:20] % 1000)
+    assert ((found[20:] % 1000) < 100).mean() == 0.75
+    many = found[20:][found[20:] % 1000 >= 100] % 1000
+    assert len(set(many[:50].tolist())) == 50 and sorted(many[:9]) != sorted(found[found % 1000 >= 100][:9] % 1000)
+    for start in (16, 24):  # resumed before and behind it
+        gone_on = np.concatenate([batch["label"] for batch in batches(mixture, 3, next_example=start)])
+        np.testing.assert_array_equal(gone_on, found[start : start + 24])
+
+
 def test_held_out_is_that_of_all_parts_in_turn():
     examples, arrays = held_out(MIXED)
     assert [example["label"] for example in examples] == [0, 1, 100, 101]
@@ -83,6 +96,9 @@ def test_names():
         ),
         (lambda: Mixture((Part("a", Count(0, 1), 0.0),)), "the weight of a must be above 0, not 0.0"),
         (lambda: Mixture((Part("a", Count(0, 1), float("nan")),)), "the weight of a must be above 0, not nan"),
+        (lambda: replace(MIXED, later=Later(8, (1.0,))), "later shares are 2 weights, one a part, .* not 1 from 8 on"),
+        (lambda: replace(MIXED, later=Later(0, (1.0, 2.0))), "from example 1 or a later one on, not 2 from 0 on"),
+        (lambda: replace(MIXED, later=Later(8, (1.0, -1.0))), "the weight of many must be above 0, not -1.0"),
         (lambda: MIXED.part("none"), "no part 'none'; it has few, many"),
         (lambda: part_of(Count(0, 1), "few"), "Count is no mixture, and has no part 'few'"),
         (lambda: batches(Mixture((Part("empty", Count(0, 0)),)), 1), "empty has no training examples"),

@@ -129,18 +129,6 @@ def test_cross_entropy_without_a_real_token_is_zero():
     assert token_cross_entropy(logits, target, jnp.zeros(MASK.shape, bool)) == (0, 0)
 
 
-@pytest.mark.parametrize("power", [0.0, 0.5, 1.0])
-def test_tokens_of_longer_rows_count_less(power):
-    """The mean of the rows' means, each weighted by its length to the power of 1 − p; rows without a token are none."""
-    logits, target = inputs()
-    mask = jnp.asarray(MASK).at[0].set(False)
-    lengths = np.array([0, 3, 3, 3, 1])
-    weights = lengths ** (1 - power) * (lengths > 0)
-    expected = (weights * row_cross_entropy(logits, target, mask)).sum() / weights.sum()
-    assert_close(token_cross_entropy(logits, target, mask, length_power=power)[0], expected, 1e-6)
-    assert token_cross_entropy(logits, target, jnp.zeros(MASK.shape, bool), length_power=power) == (0, 0)
-
-
 def test_cross_entropy_of_each_row_is_that_of_the_row_alone():
     logits, target = inputs()
     mask = jnp.asarray(MASK).at[0].set(False)
