@@ -6,21 +6,24 @@ the batches are the same on any number of processes and threads, and one number,
 example, is the position of the whole pipeline.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import grain
 import numpy as np
 
+from data_pipelines.broken import Broken
+from data_pipelines.careful import Careful, Skipped
 from data_pipelines.mixture import Mixture, shares, task_names
 from data_pipelines.preprocess import Arrays, Preprocess
 from data_pipelines.protocol import Dataset, Example, Source
 from jmm.errors import UserError
 
 
-def ordered(dataset: Dataset, seed: int) -> grain.MapDataset[Any]:
-    """The endless global list of augmented training examples as arrays.
+def ordered(dataset: Dataset, seed: int, skipped: Skipped | None = None) -> grain.MapDataset[Any]:
+    """The endless global list of augmented training examples as arrays. Broken records are replaced, and counted in
+    `skipped`.
 
     Raises:
       UserError: a negative seed, or a dataset without training examples.
@@ -35,14 +38,16 @@ def ordered(dataset: Dataset, seed: int) -> grain.MapDataset[Any]:
         there = "image" in seen and seen["image"].shape == (*preprocess.image_size, preprocess.channels)
         return preprocess.arrays(seen if there else fitted(seen, preprocess))
 
-    return _shuffled(dataset, seed).seed(seed).random_map(prepare)
+    return _shuffled(dataset, seed, skipped or Skipped()).seed(seed).random_map(prepare)
 
 
-def _shuffled(dataset: Dataset, seed: int) -> grain.MapDataset[Any]:
+def _shuffled(dataset: Dataset, seed: int, skipped: Skipped) -> grain.MapDataset[Any]:
     """The endless list of examples; in that of a mixture the parts take turns by their weights."""
     if not isinstance(dataset, Mixture):
-        return _endless(type(dataset).__name__, dataset.source("train"), seed)
-    parts = list(zip(task_names(dataset), dataset.sources("train"), strict=True))
+        name = type(dataset).__name__
+        return _endless(name, Careful(dataset.source("train"), name, skipped), seed)
+    sources = zip(task_names(dataset), dataset.sources("train"), strict=True)
+    parts = [(name, Careful(source, name, skipped)) for name, source in sources]
     mixed = _mixed([_endless(*part, seed) for part in parts], dataset.weights)
     if dataset.later is None:
         return mixed
@@ -81,6 +86,7 @@ def training_batches(
     process: int = 0,
     processes: int = 1,
     threads: int = 2,
+    skipped: Skipped | None = None,
 ) -> Iterator[Iterator[Arrays]]:
     """This process's share of each global batch, from the example `next_example` on, read ahead by threads.
 
@@ -92,9 +98,13 @@ def training_batches(
       process: index of this process.
       processes: number of processes.
       threads: that read ahead; 0 reads when asked.
+      skipped: where broken records are counted, also those that were read ahead.
+
+    Raises:
+      UserError: on the way, where too many records are broken.
     """
     share = batch_size // processes
-    batches = ordered(dataset, seed).batch(share, drop_remainder=True)[process::processes]
+    batches = ordered(dataset, seed, skipped).batch(share, drop_remainder=True)[process::processes]
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=16 if threads else 0)
     iterator = iter(batches.to_iter_dataset(options))
     grain.experimental.set_next_index(iterator, next_example // batch_size)
@@ -120,7 +130,24 @@ def training_arrays(dataset: Dataset) -> Arrays:
     source, preprocess = dataset.source("train"), dataset.preprocessor()
     if not len(source):
         raise UserError(f"{type(dataset).__name__} has no training examples")
-    return _stacked([fitted(source[i], preprocess) for i in range(len(source))], preprocess)
+    return _stacked(_good(source, range(len(source)), preprocess), preprocess)
+
+
+def _good(source: Source, places: Iterable[int], preprocess: Preprocess) -> list[Example]:
+    """The examples that are not broken, their images fitted.
+
+    Raises:
+      UserError: there is none.
+    """
+    found, last = [], None
+    for place in places:
+        try:
+            found.append(fitted(source[place], preprocess))
+        except Broken as error:
+            last = error
+    if last and not found:
+        raise UserError(f"all of the examples are broken; the last: {last}")
+    return found
 
 
 def _stacked(examples: list[Example], preprocess: Preprocess) -> Arrays:
@@ -129,7 +156,7 @@ def _stacked(examples: list[Example], preprocess: Preprocess) -> Arrays:
 
 
 def held_out_examples(dataset: Dataset, count: int | None = None) -> list[Example]:
-    """Held-out examples as they are, their images fitted.
+    """Held-out examples as they are, their images fitted; without those that are broken.
 
     Args:
       dataset: what to read.
@@ -147,4 +174,4 @@ def held_out_examples(dataset: Dataset, count: int | None = None) -> list[Exampl
     if count is not None and count < len(source):
         # Not the first ones: those of a folder may be of one class.
         places = np.sort(np.random.default_rng(0).choice(len(source), count, replace=False))
-    return [fitted(source[int(place)], preprocess) for place in places]
+    return _good(source, map(int, places), preprocess)

@@ -7,11 +7,13 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jmm
 from jmm.commands import Result, add_commands
+from jmm.data_commands import add_data_commands
 from jmm.errors import UserError
 
 if TYPE_CHECKING:
@@ -54,8 +56,10 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"jmm {jmm.__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    def command(name: str, run: Callable[..., Result], text: str, **settings: Any) -> argparse.ArgumentParser:
-        sub = commands.add_parser(name, help=text, description=text, allow_abbrev=False, **settings)
+    def command(
+        name: str, run: Callable[..., Result], text: str, among: Any = commands, **settings: Any
+    ) -> argparse.ArgumentParser:
+        sub = among.add_parser(name, help=text, description=text, allow_abbrev=False, **settings)
         sub.set_defaults(run=run)
         sub.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
         return sub
@@ -111,6 +115,11 @@ def make_parser() -> argparse.ArgumentParser:
     sub.add_argument("--image-size", type=image_size, metavar="HxW", help="interpolate learned positions to this size")
     sub.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="type of floats in hf (as they are)")
     sub.add_argument("--allow-pickle", action="store_true", help="read pytorch_model.bin, as weights only")
+
+    text = "Convert, inspect and time your own data, and train a tokenizer on it."
+    data = commands.add_parser("data", help=text, description=text, allow_abbrev=False)
+    kinds = data.add_subparsers(dest="kind", required=True, metavar="COMMAND")
+    add_data_commands(partial(command, among=kinds))
 
     sub = command("zoo", zoo, "List the systems: paper, inputs, outputs, where each was checked.")
     sub.add_argument("name", nargs="?", metavar="NAME", help="one of them, in full")

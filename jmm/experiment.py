@@ -120,3 +120,5 @@ class Experiment:
     """Steps between lines of `metrics.jsonl`."""
     data_threads: int = 2
     """Host threads that read and transform examples ahead of their use."""
+    broken_share: float = 0.01
+    """Of all records that are read, so many may be broken: others come in their places. With more training ends."""

@@ -10,7 +10,7 @@ ROOT = Path(__file__).parents[1]
 
 RANKS = (
     ("jmm.cli", "jmm.__main__"),
-    ("jmm.commands",),
+    ("jmm.commands", "jmm.data_commands"),
     ("jmm.overrides", "jmm.planning", "jmm.evaluation", "jmm.interop"),
     ("jmm.training", "jmm.generation"),
     ("jmm.model",),

@@ -23,6 +23,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from rich.console import Console
 
+from data_pipelines.careful import Skipped
 from data_pipelines.mixture import task_names
 from data_pipelines.pipeline import held_out, training_batches
 from jmm.distributed.sharding import on_mesh
@@ -94,7 +95,9 @@ def train(
         terminal = Terminal(console, experiment.steps, start, experiment.batch_size)
         stack.callback(terminal.close)
         introduce(program, workdir, start, terminal)
-        run = Run(program, checkpoints, metrics, terminal, watch, state, next_example)
+        skipped = Skipped(experiment.broken_share)
+        stack.callback(lambda: metrics.skipped(skipped.unlisted()))
+        run = Run(program, checkpoints, metrics, terminal, watch, skipped, state, next_example)
         batches = stack.enter_context(
             training_batches(
                 experiment.data,
@@ -104,6 +107,7 @@ def train(
                 process=jax.process_index(),
                 processes=jax.process_count(),
                 threads=experiment.data_threads,
+                skipped=skipped,
             )
         )
         stop = stack.enter_context(StopSignal())
@@ -133,11 +137,13 @@ class Run:
         metrics: MetricsLog,
         terminal: Terminal,
         watch: Watchdog,
+        skipped: Skipped,
         state: TrainState,
         next_example: int,
     ):
         self.program, self.experiment = program, program.experiment
         self.checkpoints, self.metrics, self.terminal, self.watch = checkpoints, metrics, terminal, watch
+        self.skipped = skipped
         self.state, self.next_example = state, next_example
         self.done = self.saved = int(state.step)
         self.figures = dict(metrics.latest)
@@ -164,8 +170,10 @@ class Run:
             figures = means({f"train/{name}": value for name, value in jax.device_get(arrays).items()})
             self._check_finite(step, figures)
             if step % self.experiment.log_every == 0 or step == self.experiment.steps:
+                figures |= {f"data/skipped/{reason}": count for reason, count in self.skipped.counts.items()}
                 self.figures |= figures
                 self.metrics.write(step, figures)
+                self.metrics.skipped(self.skipped.unlisted())
                 speed = self.terminal.advance(step, figures["train/loss"])
                 self.metrics.write_events(step, {"speed/examples_per_second": speed})
 

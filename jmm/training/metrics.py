@@ -5,9 +5,13 @@ import os
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from jmm.distributed.processes import is_first
 
 METRICS_FILE = "metrics.jsonl"
+SKIPPED = "skipped"
+"""The folder of a workdir that lists broken records, one file for each process that read some."""
 
 
 class MetricsLog:
@@ -19,6 +23,7 @@ class MetricsLog:
 
     def __init__(self, workdir: Path, step: int):
         self._events: Any = None
+        self._skipped = workdir / SKIPPED / f"process-{jax.process_index()}.jsonl"
         self.latest: dict[str, float] = {}
         """The last value of each figure that an earlier part of the run has written."""
         if not is_first():
@@ -44,6 +49,13 @@ class MetricsLog:
         if self._events:
             for name, value in figures.items():
                 self._events.add_scalar(name, value, step)
+
+    def skipped(self, records: list[dict[str, str | int]]) -> None:
+        """Lists broken records, those of each process in a file of its own."""
+        if records:
+            self._skipped.parent.mkdir(exist_ok=True)
+            with self._skipped.open("a", encoding="utf-8") as file:
+                file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
 
     def sync(self) -> None:
         """Makes sure that all lines are on disk: a checkpoint must not be ahead of them."""

@@ -1,0 +1,1 @@
+"""Builders of TensorFlow Datasets: `tfds build` writes what `data_pipelines.sources.tfds` reads."""

@@ -1,0 +1,102 @@
+"""Files on disk, and in buckets: a path such as gs://bucket/folder/file is read through fsspec, any other from disk."""
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from jmm.errors import UserError
+
+RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
+"""The numbers of shards as WebDataset writes them: {000..127}."""
+
+
+def is_remote(path: str) -> bool:
+    """Whether a path names a file system other than that of this machine."""
+    return "://" in path
+
+
+def filesystem(path: str) -> Any:
+    """The fsspec file system of a remote path.
+
+    Raises:
+      UserError: fsspec, or what it needs for this kind of path, is not installed.
+    """
+    try:
+        import fsspec
+
+        return fsspec.core.url_to_fs(path)[0]
+    except ImportError as error:
+        kind = path.split("://", 1)[0]
+        package = {"gs": "gcsfs", "gcs": "gcsfs", "s3": "s3fs"}.get(kind, "fsspec")
+        raise UserError(f"{path} is read through fsspec: pip install fsspec {package} ({error})") from error
+    except ValueError as error:
+        raise UserError(f"{path} is no path that fsspec knows ({error})") from error
+
+
+def shards(pattern: str, suffixes: tuple[str, ...]) -> list[str]:
+    """The files of a pattern, sorted: one file, a folder of files with these suffixes, a list of such separated by
+    commas, or names with *, ? or {000..127}.
+
+    Raises:
+      UserError: there is none, or one that a range names is missing.
+    """
+    found = [path for each in pattern.split(",") for path in _expanded(each.strip(), suffixes)]
+    if not found:
+        raise UserError(f"{pattern} names no file that ends with {' or '.join(suffixes)}")
+    return found
+
+
+def _expanded(pattern: str, suffixes: tuple[str, ...]) -> list[str]:
+    if match := RANGE.search(pattern):
+        first, last = match.groups()
+        names = (f"{number:0{len(first)}d}" for number in range(int(first), int(last) + 1))
+        return [
+            path
+            for name in names
+            for path in _expanded(f"{pattern[: match.start()]}{name}{pattern[match.end() :]}", suffixes)
+        ]
+    if is_remote(pattern):
+        return _remote(pattern, suffixes)
+    path = Path(pattern)
+    if path.is_dir():
+        return sorted(str(each) for each in path.iterdir() if each.is_file() and str(each).endswith(suffixes))
+    if path.is_file():
+        return [pattern]
+    if any(sign in path.name for sign in "*?"):
+        return sorted(str(each) for each in path.parent.glob(path.name) if each.is_file())
+    raise UserError(f"there is no {pattern}")
+
+
+def _remote(pattern: str, suffixes: tuple[str, ...]) -> list[str]:
+    files = filesystem(pattern)
+    if files.isdir(pattern):
+        found = [path for path in files.ls(pattern, detail=False) if path.endswith(suffixes)]
+    else:
+        found = files.glob(pattern)
+    if not found:
+        raise UserError(f"there is no {pattern}")
+    return sorted(files.unstrip_protocol(path) for path in found)
+
+
+def size(path: str) -> int:
+    """Bytes."""
+    return int(filesystem(path).size(path)) if is_remote(path) else Path(path).stat().st_size
+
+
+def read(path: str, start: int, length: int) -> bytes:
+    """A part of a file. It is opened for this alone: thousands of shards are more than may be open at once.
+
+    Raises:
+      UserError: it cannot be read.
+    """
+    try:
+        if is_remote(path):
+            return bytes(filesystem(path).cat_file(path, start=start, end=start + length))
+        file = os.open(path, os.O_RDONLY)
+        try:
+            return os.pread(file, length, start)
+        finally:
+            os.close(file)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror or error})") from error

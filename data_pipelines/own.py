@@ -1,0 +1,84 @@
+"""The user's own data in any layout of `data_pipelines.sources`."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from data_pipelines.augmentations import random_box
+from data_pipelines.preprocess import Preprocess
+from data_pipelines.protocol import Example, Source, Split
+from data_pipelines.sources.records import Examples, Fields, Records
+from jmm.errors import UserError
+
+
+@dataclass(frozen=True)
+class OwnData:
+    """Records of one layout, and what the model sees of them."""
+
+    records: Records
+    """Where they lie: Folder, WebDataset, Parquet, HuggingFace, TFDS, ArrayRecord."""
+    held_out: Records | None = None
+    """Records to evaluate on, as where a dataset has a split for that; None: part of the others is held out."""
+    fields: Fields = field(default_factory=Fields)
+    """What the names in a record stand for."""
+    hold_out: int = 10
+    """Without records of their own, one in this many is held out."""
+    area: tuple[float, float] = (0.9, 1.0)
+    """The part of a training image that is seen, of all of it, and"""
+    aspect: tuple[float, float] = (3 / 4, 4 / 3)
+    """its width over its height; OpenCLIP's, whose captions must stay true of what is seen."""
+    mirror: bool = False
+    """Half the training images are mirrored, which is wrong where captions know left from right."""
+    preprocess: Preprocess = field(default_factory=Preprocess)
+    """Size of images and length of texts."""
+
+    def source(self, split: Split) -> Source:
+        """Raw examples, read when they are asked for."""
+        if self.held_out is not None:
+            return Examples((self.held_out if split == "held_out" else self.records).open(), self.fields)
+        return held_apart(Examples(self.records.open(), self.fields), self.hold_out, split)
+
+    def augment(self, example: Example, rng: np.random.Generator) -> Example:
+        """A random part of the image, perhaps mirrored, at the size that the model reads."""
+        if "image" not in example:
+            return example
+        image = example["image"]
+        top, left, height, width = random_box(image.shape[:2], rng, self.area, self.aspect)
+        part = image[top : top + height, left : left + width]
+        if self.mirror and rng.random() < 0.5:
+            part = part[:, ::-1]
+        squashed = Preprocess(self.preprocess.image_size, self.preprocess.channels, resize="squash")
+        return {**example, "image": squashed.fit(np.ascontiguousarray(part))}
+
+    def preprocessor(self) -> Preprocess:
+        """As configured."""
+        return self.preprocess
+
+
+def held_apart(source: Source, hold_out: int, split: Split) -> Source:
+    """The training examples of a source of which one in `hold_out` is held out, or those that are.
+
+    Raises:
+      UserError: a `hold_out` below 2.
+    """
+    if hold_out < 2:
+        raise UserError(f"data.hold_out must be at least 2, not {hold_out}: one example in so many is held out")
+    return Every(source, hold_out, split == "held_out")
+
+
+@dataclass(frozen=True)
+class Every:
+    """Every n-th example of a source, or all others; without a list of them, which for many takes gigabytes."""
+
+    source: Source
+    count: int
+    these: bool
+
+    def __len__(self) -> int:
+        held = len(self.source) // self.count
+        return held if self.these else len(self.source) - held
+
+    def __getitem__(self, index: int) -> Example:
+        if self.these:
+            return self.source[index * self.count + self.count - 1]
+        return self.source[index // (self.count - 1) * self.count + index % (self.count - 1)]

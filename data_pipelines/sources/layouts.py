@@ -1,0 +1,86 @@
+"""Which layout a path has, told by what lies there."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from data_pipelines import files
+from data_pipelines.images import IMAGE_SUFFIXES
+from data_pipelines.sources.array_record import ArrayRecord
+from data_pipelines.sources.captions import CAPTION_FILES
+from data_pipelines.sources.folder import Folder
+from data_pipelines.sources.frames import Frames
+from data_pipelines.sources.hugging_face import HuggingFace
+from data_pipelines.sources.pages import Pages
+from data_pipelines.sources.parquet import Parquet
+from data_pipelines.sources.records import Raw, Records
+from data_pipelines.sources.sound import SUFFIXES, Sounds
+from data_pipelines.sources.tfds import TFDS
+from data_pipelines.sources.web_dataset import WebDataset
+from jmm.errors import UserError
+
+BY_SUFFIX = {".tar": WebDataset, ".parquet": Parquet, ".array_record": ArrayRecord}
+
+KNOWN = (
+    "a folder with captions.csv, captions.jsonl or pages.jsonl, of WAV or FLAC files, or of folders of frames; *.tar, "
+    "*.parquet or *.array_record; a dataset of TFDS or one that Hugging Face's datasets has saved"
+)
+
+
+@dataclass(frozen=True)
+class Found:
+    """Records of whatever layout lies at a path."""
+
+    path: str
+    """A file, a folder, or names with *, ? or {000..127}."""
+    split: str = "train"
+    """Of a dataset that has several."""
+
+    def open(self) -> Raw:
+        """As their layout opens them.
+
+        Raises:
+          UserError: there is nothing of a known layout.
+        """
+        return records(self.path, self.split).open()
+
+
+def records(path: str, split: str = "train") -> Records:
+    """The records at a path.
+
+    Raises:
+      UserError: there is nothing of a known layout.
+    """
+    name = path.split(",")[0].rstrip("/")
+    for suffix, layout in BY_SUFFIX.items():
+        if suffix in name.rsplit("/", 1)[-1]:
+            return layout(path)
+    if files.is_remote(path):
+        found = {Path(each).suffix for each in files.shards(path, tuple(BY_SUFFIX))}
+        return BY_SUFFIX[found.pop()](path)
+    folder = Path(path)
+    if not folder.is_dir():
+        raise UserError(f"there is no {path}" if not folder.exists() else f"{path} is of no known layout: {KNOWN}")
+    names = {each.name for each in folder.iterdir()}
+    if names & {"state.json", "dataset_dict.json"}:
+        return HuggingFace(path, split)
+    if {"dataset_info.json", "features.json"} <= names:
+        return TFDS(path, split)
+    if "pages.jsonl" in names:
+        return Pages(path)
+    for suffix, layout in BY_SUFFIX.items():
+        if any(name.endswith(suffix) for name in names):
+            return layout(path)
+    below = sorted(each for each in folder.rglob("*") if each.is_file())
+    if any(each.suffix.lower() in SUFFIXES for each in below):
+        return Sounds(path)
+    pictures = [each for each in below if each.suffix.lower() in IMAGE_SUFFIXES]
+    captions = [folder / each for each in CAPTION_FILES if each in names]
+    if captions and any(
+        str(each.relative_to(folder).as_posix()) in captions[0].read_text("utf-8-sig", "replace") for each in pictures
+    ):
+        return Folder(path)
+    if pictures and all(each.parent.parent == folder for each in pictures):
+        return Frames(path)
+    if captions:
+        return Folder(path)
+    raise UserError(f"{path} is of no known layout: {KNOWN}")

@@ -1,0 +1,89 @@
+"""How fast a dataset can be read, by stage, and which stage limits it."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from data_pipelines.broken import Broken
+from data_pipelines.own import OwnData
+from data_pipelines.pipeline import fitted, training_batches
+from data_pipelines.preprocess import Preprocess
+from data_pipelines.sources.layouts import records
+from jmm.errors import UserError
+
+STAGES = ("read", "decode", "transform", "batch")
+
+
+@dataclass(frozen=True)
+class Throughput:
+    """Examples a second."""
+
+    stages: dict[str, float]
+    """Of each stage alone, on one thread."""
+    whole: float
+    """Of the pipeline as training runs it."""
+    threads: int
+
+    @property
+    def limit(self) -> str:
+        """The slowest stage."""
+        return min(self.stages, key=lambda stage: self.stages[stage])
+
+
+def throughput(
+    source: str,
+    *,
+    split: str = "train",
+    image_size: int = 224,
+    batch_size: int = 64,
+    count: int = 512,
+    threads: int = 2,
+) -> Throughput:
+    """Times `count` examples in random order through each stage, and through all of them.
+
+    Raises:
+      UserError: no such dataset, or fewer good examples than a batch.
+    """
+    data = OwnData(records(source, split), preprocess=Preprocess((image_size, image_size)))
+    raw, rng = data.records.open(), np.random.default_rng(0)
+    places = rng.permutation(len(raw))[:count]
+    found, seconds = {}, {}
+    found["read"], seconds["read"] = _timed(lambda place: raw[int(place)], places)
+    found["decode"], seconds["decode"] = _timed(data.fields.example, found["read"])
+
+    def transform(example: Any) -> Any:
+        return data.preprocess.arrays(fitted(data.augment(example, rng), data.preprocess))
+
+    found["transform"], seconds["transform"] = _timed(transform, found["decode"])
+    ready = found["transform"]
+    if len(ready) < batch_size:
+        raise UserError(f"{source} gave {len(ready)} good examples, less than a batch of {batch_size}")
+    starts = range(0, len(ready) - batch_size + 1, batch_size)
+    _, whole = _timed(
+        lambda start: {name: np.stack([each[name] for each in ready[start : start + batch_size]]) for name in ready[0]},
+        starts,
+    )
+    seconds["batch"] = whole / batch_size
+    with training_batches(data, batch_size, 0, threads=threads) as batches:
+        next(batches)  # the first one waits for the threads to begin
+        rounds = max(len(starts), 4)
+        start = time.perf_counter()
+        for _ in range(rounds):
+            next(batches)
+        took = time.perf_counter() - start
+    return Throughput({stage: 1 / seconds[stage] for stage in STAGES}, rounds * batch_size / took, threads)
+
+
+def _timed(run: Callable[[Any], Any], inputs: Sequence[Any] | np.ndarray) -> tuple[list[Any], float]:
+    """What comes of all that are not broken, and the mean seconds of one."""
+    made = []
+    start = time.perf_counter()
+    for each in inputs:
+        try:
+            made.append(run(each))
+        except Broken:
+            continue
+    return made, (time.perf_counter() - start) / max(len(inputs), 1)

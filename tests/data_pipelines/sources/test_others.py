@@ -1,0 +1,152 @@
+"""Pages, sounds and frames; files elsewhere."""
+
+import io
+import json
+import wave
+
+import numpy as np
+import pytest
+
+from data_pipelines import files
+from data_pipelines.broken import Broken
+from data_pipelines.sources.layouts import records
+from data_pipelines.sources.pages import Pages
+from data_pipelines.sources.records import Examples, Fields
+from jmm.errors import UserError
+from tests.data_pipelines.sources.layouts import CAPTIONS, COUNT, encoded, parquet, picture, tar_shards
+
+
+def pages(path, *lines):
+    path.mkdir()
+    for i in range(3):
+        (path / f"{i}.png").write_bytes(encoded(picture(i)))
+    (path / "pages.jsonl").write_text("\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines))
+    return str(path)
+
+
+def test_pages_keep_the_order_of_text_and_pictures(tmp_path):
+    """In our layout, and in that of OBELICS; a mark that a text itself writes is no picture."""
+    ours = {"content": ["a <image> b", {"image": "2.png"}, {"image": "0.png"}, "c"]}
+    theirs = {"texts": ["first", None, "second"], "images": [None, "1.png", None]}
+    found = records(pages(tmp_path / "p", ours, "", theirs))
+    assert isinstance(found, Pages)
+    source = Examples(found.open(), Fields())
+    assert len(source) == 2
+    assert source[0]["text"] == "a   b <image> <image> c" and source[1]["text"] == "first <image> second"
+    for i, places in enumerate(((2, 0), (1,))):
+        assert len(source[i]["images"]) == len(places)
+        for image, place in zip(source[i]["images"], places, strict=True):
+            np.testing.assert_array_equal(image, picture(place))
+
+
+@pytest.mark.parametrize(
+    ("page", "reason", "says"),
+    [
+        ("{", "record", "it is no JSON"),
+        ("[1]", "record", "it is list, not an object"),
+        ({"content": []}, "caption", "a page is empty"),
+        ({"content": [3]}, "field", "a page holds 3, neither a text nor the name of an image"),
+        ({"texts": ["a"], "images": []}, "field", "of different lengths"),
+        ({"other": 1}, "field", "a page has no content"),
+        ({"content": [{"image": "../../etc/passwd"}]}, "name", "lies outside"),
+        ({"content": [{"image": "/etc/passwd"}]}, "name", "lies outside"),
+        ({"content": [{"image": "nowhere.png"}]}, "field", "there is no nowhere.png that can be read"),
+        ({"content": [{"image": "a\0b"}]}, "field", "that can be read"),
+    ],
+)
+def test_a_broken_page(tmp_path, page, reason, says):
+    source = Examples(Pages(pages(tmp_path / "p", {"content": ["good"]}, page)).open(), Fields())
+    assert source[0] == {"text": "good", "images": []}
+    with pytest.raises(Broken, match=rf"page 1 of .*pages.jsonl: .*{says}") as error:
+        source[1]
+    assert error.value.reason == reason
+
+
+def tone(rate, seconds=0.1):
+    """A WAV file of 16 bits."""
+    samples = (np.sin(np.arange(int(rate * seconds)) * 2 * np.pi * 440 / rate) * 20_000).astype("<i2")
+    file = io.BytesIO()
+    with wave.open(file, "wb") as sound:
+        sound.setnchannels(1)
+        sound.setsampwidth(2)
+        sound.setframerate(rate)
+        sound.writeframes(samples.tobytes())
+    return file.getvalue()
+
+
+def test_sounds_come_at_one_rate(tmp_path):
+    (tmp_path / "far").mkdir()
+    (tmp_path / "a.wav").write_bytes(tone(16_000))
+    (tmp_path / "far" / "b.WAV").write_bytes(tone(8_000))
+    (tmp_path / "c.wav").write_bytes(tone(16_000)[:60])
+    (tmp_path / "captions.csv").write_text("file_name,caption\nfar/b.WAV,a tone\n")
+    source = Examples(records(str(tmp_path)).open(), Fields())
+    assert len(source) == 3
+    first, second = source[0], source[2]
+    assert first["audio"].shape == second["audio"].shape == (1600,) and first["audio"].dtype == np.float32
+    assert "caption" not in first and second["caption"] == "a tone"
+    middle = slice(200, 1400)
+    np.testing.assert_allclose(first["audio"][middle], second["audio"][middle], atol=0.02)
+    with pytest.raises(Broken, match=r"c.wav: ") as error:
+        source[1]
+    assert error.value.reason == "audio"
+
+
+def test_frames_are_spread_over_the_video(tmp_path):
+    for name, count in (("long", 10), ("short", 2)):
+        (tmp_path / name).mkdir()
+        for i in range(count):
+            (tmp_path / name / f"{i:02d}.png").write_bytes(encoded(np.full((4, 6, 3), 10 * i, np.uint8)))
+    (tmp_path / "captions.jsonl").write_text(json.dumps({"file_name": "short", "caption": "it ends soon"}))
+    source = Examples(records(str(tmp_path)).open(), Fields())
+    assert source[0]["video"].shape == (8, 4, 6, 3) and "caption" not in source[0]
+    assert source[0]["video"][:, 0, 0, 0].tolist() == [0, 10, 30, 40, 50, 60, 80, 90]
+    assert source[1]["video"][:, 0, 0, 0].tolist() == [0] * 4 + [10] * 4 and source[1]["caption"] == "it ends soon"
+    (tmp_path / "short" / "02.png").write_bytes(encoded(picture(2)))
+    with pytest.raises(Broken, match="short: the frames differ in size"):
+        source[1]
+
+
+def test_captions_of_what_is_not_there(tmp_path):
+    (tmp_path / "a.wav").write_bytes(tone(8_000))
+    (tmp_path / "captions.csv").write_text("file_name,caption\nb.wav,a tone\n")
+    with pytest.raises(UserError, match=r"line 2 of .*captions.csv names b.wav, which is not in"):
+        records(str(tmp_path)).open()
+
+
+@pytest.mark.parametrize(("write", "suffix"), [(tar_shards, "tar"), (parquet, "parquet")])
+def test_shards_in_a_bucket_are_read_where_they_lie(tmp_path, write, suffix):
+    """fsspec's own memory stands for gs:// and s3://."""
+    import fsspec
+
+    there = fsspec.filesystem("memory")
+    write(tmp_path / "own")
+    for file in (tmp_path / "own").iterdir():
+        there.pipe_file(f"/bucket-{suffix}/{file.name}", file.read_bytes())
+    for name in (f"memory://bucket-{suffix}", f"memory://bucket-{suffix}/*.{suffix}"):
+        source = Examples(records(name).open(), Fields())
+        assert [source[i]["caption"] for i in range(COUNT)] == list(CAPTIONS)
+        np.testing.assert_array_equal(source[4]["image"], picture(4))
+
+
+def test_a_bucket_that_cannot_be_read():
+    with pytest.raises(UserError, match=r"there is no memory://nowhere"):
+        records("memory://nowhere/*.tar").open()
+    with pytest.raises(UserError, match=r"gs://bucket/a.tar is read through fsspec: pip install fsspec gcsfs"):
+        records("gs://bucket/a.tar").open()
+    with pytest.raises(UserError, match="no path that fsspec knows"):
+        records("nonsense://bucket/a.tar").open()
+
+
+def test_names_of_shards(tmp_path):
+    for name in ("a-00.tar", "a-01.tar", "a-02.tar", "b.tar", "c.txt"):
+        (tmp_path / name).write_bytes(b"")
+
+    def names(pattern):
+        return [path.removeprefix(f"{tmp_path}/") for path in files.shards(pattern, (".tar",))]
+
+    assert names(str(tmp_path)) == ["a-00.tar", "a-01.tar", "a-02.tar", "b.tar"]
+    assert names(f"{tmp_path}/a-{{00..01}}.tar") == ["a-00.tar", "a-01.tar"]
+    assert names(f"{tmp_path}/a-0?.tar, {tmp_path}/b.tar") == ["a-00.tar", "a-01.tar", "a-02.tar", "b.tar"]
+    with pytest.raises(UserError, match=r"there is no .*a-03.tar"):
+        names(f"{tmp_path}/a-{{02..03}}.tar")

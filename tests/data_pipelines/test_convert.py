@@ -1,0 +1,106 @@
+"""Converting records to ArrayRecord: whole, in order, gone on with, verified, and never half there."""
+
+import json
+import shutil
+
+import pytest
+
+from data_pipelines.convert import MANIFEST, checked, convert, share
+from data_pipelines.sources.layouts import records
+from jmm.errors import UserError
+from tests.data_pipelines.sources.layouts import CAPTIONS, COUNT, encoded, folder_csv, picture, tar_shards
+
+
+def quiet(line):
+    """Says nothing."""
+
+
+def made(source, target, shards=3, workers=1):
+    return convert(source, target, shards, workers=workers, say=quiet)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_records_are_all_there_in_their_order_as_they_were(tmp_path, workers):
+    source = tar_shards(tmp_path / "source")
+    done = made(source, tmp_path / "to", workers=workers)
+    assert [shard.records for shard in done.shards] == [1, 2, 2] and done.made == 3
+    before, after = records(source).open(), records(str(tmp_path / "to")).open()
+    assert [dict(after[i]) for i in range(COUNT)] == [dict(before[i]) for i in range(COUNT)]
+    assert not list((tmp_path / "to").glob("*.part")) and not checked(tmp_path / "to")
+
+
+def test_it_goes_on_where_it_was_broken_off(tmp_path):
+    source, to = folder_csv(tmp_path / "source"), tmp_path / "to"
+    made(source, to)
+    first, *_, last = sorted(to.glob("*.array_record"))
+    kept, written = first.stat().st_mtime_ns, last.read_bytes()
+    last.unlink()
+    assert made(source, to).made == 1
+    assert first.stat().st_mtime_ns == kept and last.read_bytes() == written
+    assert made(source, to).made == 0
+
+
+def test_a_changed_shard_is_found(tmp_path):
+    to = tmp_path / "to"
+    made(folder_csv(tmp_path / "source"), to)
+    one, *_ = to.glob("*.array_record")
+    data = bytearray(one.read_bytes())
+    data[data.index(b"IHDR")] ^= 1
+    one.write_bytes(data)
+    (sentence,) = checked(to)
+    assert one.name in sentence
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda to: None, "holds another conversion"),
+        (lambda to: (to / MANIFEST).write_text("{"), "shards.json cannot be read"),
+        (lambda to: (to / MANIFEST).write_text(json.dumps({"plan": {}})), "shards.json cannot be read"),
+        (lambda to: (to / MANIFEST).unlink(), "is not empty, and holds no conversion to go on with"),
+    ],
+)
+def test_another_conversion_is_not_mixed_with_this_one(tmp_path, change, says):
+    source, to = folder_csv(tmp_path / "source"), tmp_path / "to"
+    made(source, to)
+    change(to)
+    before = {path.name: path.read_bytes() for path in to.iterdir()}
+    with pytest.raises(UserError, match=says):
+        made(source, to, shards=2)
+    assert {path.name: path.read_bytes() for path in to.iterdir()} == before
+
+
+@pytest.mark.parametrize("shards", [0, COUNT + 1])
+def test_more_shards_than_records(tmp_path, shards):
+    source = folder_csv(tmp_path / "source")
+    with pytest.raises(UserError, match=f"between 1 and the {COUNT} records, not {shards}"):
+        made(source, tmp_path / "to", shards=shards)
+    assert not (tmp_path / "to").exists()
+
+
+def test_a_broken_record_is_left_out_and_counted(tmp_path):
+    source = tmp_path / "source"
+    source.mkdir()
+    lines = [json.dumps({"content": [caption, {"image": f"{i}.png"}]}) for i, caption in enumerate(CAPTIONS)]
+    (source / "pages.jsonl").write_text("\n".join([lines[0], "{broken", *lines[1:]]))
+    for i in range(COUNT):
+        (source / f"{i}.png").write_bytes(encoded(picture(i)))
+    done = made(str(source), tmp_path / "to", shards=2)
+    assert sum(shard.records for shard in done.shards) == COUNT and sum(shard.left_out for shard in done.shards) == 1
+
+
+def test_shares_are_whole_and_even():
+    for total, shards in ((7, 3), (5, 5), (100, 7)):
+        runs = [share(total, number, shards) for number in range(shards)]
+        assert [i for run in runs for i in range(*run)] == list(range(total))
+        assert {stop - start for start, stop in runs} <= {total // shards, -(-total // shards)}
+
+
+def test_no_space_is_said_and_what_was_made_stays(tmp_path, monkeypatch):
+    source, to = folder_csv(tmp_path / "source"), tmp_path / "to"
+    made(source, to)
+    shutil.rmtree(to)
+    to.write_text("a file is in the way")
+    with pytest.raises((UserError, NotADirectoryError)):
+        made(source, to)
+    assert to.read_text() == "a file is in the way"

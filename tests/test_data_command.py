@@ -1,0 +1,80 @@
+"""`jmm data`: what it prints, writes and refuses."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from data_pipelines.sources.layouts import records
+from data_pipelines.vocabulary import SentencePiece
+from tests.data_pipelines.sources.layouts import COUNT, encoded, folder_csv, picture, tar_shards
+from tests.test_cli import jmm, refused
+
+
+@pytest.fixture
+def shards(tmp_path):
+    return tar_shards(tmp_path / "shards")
+
+
+def test_inspect_counts_lists_and_draws(capsys, tmp_path):
+    folder = tmp_path / "own"
+    path = folder_csv(folder)
+    (folder / "1.png").write_bytes(encoded(picture(1))[:60])
+    sheet = tmp_path / "sheet.png"
+    code, out, err = jmm(capsys, "data", "inspect", path, "--png", sheet)
+    assert code == 0 and not err
+    assert f"Folder: {COUNT} records, of which {COUNT} were read" in out
+    assert "image    in 4   5 to 16 pixels a shorter side, median 6.5" in out
+    assert "broken   1, 1 image" in out and "1.png: " in out
+    with Image.open(sheet) as drawn:
+        pixels = np.asarray(drawn)
+    assert pixels.shape[1] == 4 * (224 + 24) and (pixels < 128).any()
+    code, out, _ = jmm(capsys, "data", "inspect", path, "--count", 2, "--json")
+    found = json.loads(out)
+    assert (code, found["records"], found["read"], found["fields"]) == (0, COUNT, 2, {"image": 2, "caption": 2})
+
+
+def test_bench_names_the_stage_that_limits(capsys, shards):
+    code, out, _ = jmm(capsys, "data", "bench", shards, "--batch-size", 2, "--image-size", 8, "--json")
+    found = json.loads(out)
+    assert code == 0 and set(found["stages"]) == {"read", "decode", "transform", "batch"}
+    assert found["limit"] == min(found["stages"], key=found["stages"].get) and found["whole"] > 0
+    assert "gave 5 good examples, less than a batch of 64" in refused(capsys, "data", "bench", shards)
+
+
+def test_convert(capsys, tmp_path, shards):
+    to = tmp_path / "to"
+    code, out, err = jmm(capsys, "data", "convert", shards, to, "--to", "arrayrecord", "--shards", 2, "--workers", 1)
+    assert code == 0 and "5 records in 2 shards, verified; 0 broken ones left out" in out
+    assert "data-00001-of-00002.array_record: 3 records" in err
+    assert len(records(str(to)).open()) == COUNT
+    assert "holds another conversion" in refused(capsys, "data", "convert", shards, to, "--shards", 3)
+
+
+def test_tokenizer(capsys, tmp_path, shards):
+    to = tmp_path / "tokenizer"
+    code, out, _ = jmm(capsys, "data", "tokenizer", shards, "--vocab-size", 330, "--to", to)
+    assert code == 0 and str(to) in out
+    assert (to / "tokenizer.model").is_file() and SentencePiece
+    assert "is there already" in refused(capsys, "data", "tokenizer", shards, "--vocab-size", 330, "--to", to)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["inspect", "nowhere"], "there is no nowhere"),
+        (["convert", "nowhere", "to", "--shards", "1"], "there is no nowhere"),
+        (["tokenizer", "nowhere", "--vocab-size", "300"], "there is no nowhere"),
+    ],
+)
+def test_what_is_not_there(capsys, tmp_path, monkeypatch, arguments, says):
+    monkeypatch.chdir(tmp_path)
+    assert says in refused(capsys, "data", *arguments)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("arguments", [["inspect"], ["convert", "a", "b"], ["bench", "a", "--wrong"], []])
+def test_wrong_use(capsys, arguments):
+    code, out, err = jmm(capsys, "data", *arguments)
+    assert code == 2 and not out and err
