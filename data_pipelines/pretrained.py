@@ -8,6 +8,7 @@ from typing import Protocol, runtime_checkable
 
 import tokenizers
 
+from data_pipelines.sentence_pieces import KIND, SentencePieces
 from data_pipelines.settings import Settings, read_settings
 from data_pipelines.siglip import SiglipPieces
 from data_pipelines.tokenizer import Tokenizer
@@ -130,6 +131,8 @@ def _load(directory: str, marks: bool) -> Loaded:
     try:
         if settings.kind == "Siglip" and (folder / "spiece.model").is_file():
             return _siglip(folder, settings)
+        if settings.kind == KIND and (folder / "tokenizer.model").is_file():
+            return _sentence_pieces(folder, settings, marks)
         tokenizer, roles = _read(folder, settings)
         if not marks:
             tokenizer.post_processor = None
@@ -153,7 +156,8 @@ def _read(folder: Path, settings: Settings) -> tuple[tokenizers.Tokenizer, Roles
         return tokenizer, {**known, **{name: token["content"] for name, token in settings.special.items()}}
     if recipe and all((folder / name).is_file() for name in recipe.files):
         return build(recipe, folder, settings)
-    files = " with ".join(recipe.files) if recipe else "spiece.model" if settings.kind == "Siglip" else ""
+    alone = {"Siglip": "spiece.model", KIND: "tokenizer.model"}
+    files = " with ".join(recipe.files) if recipe else alone.get(settings.kind, "")
     raise UserError(f"{folder} holds no tokenizer: no {JSON}" + (f", and no {files}" if files else ""))
 
 
@@ -169,6 +173,13 @@ def _json(settings: Settings, tokenizer: tokenizers.Tokenizer, roles: Roles) -> 
 def _siglip(folder: Path, settings: Settings) -> Loaded:
     pieces = SiglipPieces.read(folder / "spiece.model", settings)
     return Loaded(pieces, pieces.size, _pad_id(settings, pieces.pad_id), pieces.end_id, 1)
+
+
+def _sentence_pieces(folder: Path, settings: Settings, marks: bool) -> Loaded:
+    pieces = SentencePieces.read(folder / "tokenizer.model", settings, marks)
+    file = pieces.processor
+    end = file.eos_id() if file.eos_id() >= 0 else None
+    return Loaded(pieces, file.get_piece_size(), _pad_id(settings, file.pad_id()), end, pieces.marks)
 
 
 def _id(tokenizer: tokenizers.Tokenizer, token: str | None) -> int | None:
