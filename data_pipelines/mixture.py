@@ -6,6 +6,7 @@ from itertools import accumulate
 
 import numpy as np
 
+from data_pipelines.packed import Packed
 from data_pipelines.preprocess import Preprocess
 from data_pipelines.protocol import Dataset, Example, Source, Split
 from jmm.errors import UserError
@@ -20,7 +21,8 @@ class Part:
     dataset: Dataset
     """Where its examples come from."""
     weight: float = 1.0
-    """Its share of the training examples, relative to the others."""
+    """Its share of the training examples, relative to the others, before the temperature of the mixture; the number of
+    its examples, or a limit if that is less, mixes by size (Raffel et al. 2020, section 3.5.2)."""
 
 
 @dataclass(frozen=True)
@@ -30,21 +32,29 @@ class Mixture:
 
     parts: tuple[Part, ...]
     """What is mixed; all have one preprocessing."""
+    temperature: float = 1.0
+    """Shares are in proportion to weight^(1/temperature): 1 keeps the weights, a higher one moves the shares towards
+    equal ones, which they are at infinity (Raffel et al. 2020, section 3.5.2; Arivazhagan et al. 2019)."""
 
     def __post_init__(self) -> None:
-        """Raises UserError without parts, for equal names and for a weight that is not above 0."""
+        """Raises UserError without parts, for equal names, for a weight that is not above 0, for parts that are packed
+        and for a temperature below 1."""
         names = [part.name for part in self.parts]
         if not names or len(set(names)) < len(names):
             raise UserError(f"a mixture needs parts with different names, not {', '.join(names) or 'none'}")
         for part in self.parts:
             if not 0 < part.weight < float("inf"):
                 raise UserError(f"the weight of {part.name} must be above 0, not {part.weight}")
+            if isinstance(part.dataset, Packed):
+                raise UserError(f"{part.name} is packed on its own; pack the mixture, and its parts share their rows")
+        if not self.temperature >= 1:
+            raise UserError(f"the temperature of a mixture must be at least 1, not {self.temperature}")
 
     @property
     def weights(self) -> list[float]:
         """The share of each part; together 1."""
-        total = sum(part.weight for part in self.parts)
-        return [part.weight / total for part in self.parts]
+        heated = [part.weight ** (1 / self.temperature) for part in self.parts]
+        return [weight / sum(heated) for weight in heated]
 
     def part(self, name: str) -> Dataset:
         """The dataset of a part.
@@ -116,13 +126,14 @@ def task_names(dataset: Dataset) -> tuple[str, ...]:
 
 
 def part_of(dataset: Dataset, name: str) -> Dataset:
-    """A part of a mixture; any dataset itself for an empty name.
+    """A part of a mixture, packed or not; any dataset itself for an empty name.
 
     Raises:
       UserError: the dataset has no such part.
     """
     if not name:
         return dataset
+    dataset = dataset.dataset if isinstance(dataset, Packed) else dataset
     if not isinstance(dataset, Mixture):
         raise UserError(f"{type(dataset).__name__} is no mixture, and has no part {name!r}")
     return dataset.part(name)

@@ -3,7 +3,8 @@
 The global order is one endless list of examples: epoch after epoch, each a new permutation. Step s trains on
 examples s·B … (s+1)·B − 1 of that list, and process p of P takes the p-th of the P equal runs of each batch. So
 the batches are the same on any number of processes and threads, and one number, the global index of the next
-example, is the position of the whole pipeline.
+example, is the position of the whole pipeline. Of packed texts a batch has B rows, and the position is the number of
+the next row (`data_pipelines.packed`).
 """
 
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ import grain
 import numpy as np
 
 from data_pipelines.mixture import Mixture, task_names
+from data_pipelines.packed import Packed
 from data_pipelines.preprocess import Arrays, Preprocess
 from data_pipelines.protocol import Dataset, Example, Source
 from jmm.errors import UserError
@@ -40,6 +42,8 @@ def ordered(dataset: Dataset, seed: int) -> grain.MapDataset[Any]:
 
 def _shuffled(dataset: Dataset, seed: int) -> grain.MapDataset[Any]:
     """The endless list of examples; in that of a mixture the parts take turns by their weights."""
+    if isinstance(dataset, Packed):
+        return _shuffled(dataset.dataset, seed)
     if isinstance(dataset, Mixture):
         names, weights, sources = task_names(dataset), dataset.weights, list[Source](dataset.sources("train"))
     else:
@@ -73,20 +77,30 @@ def training_batches(
 
     Args:
       dataset: what to read.
-      batch_size: global; divides by `processes`.
+      batch_size: global, examples or, of packed texts, rows; divides by `processes`.
       seed: of order and augmentation.
-      next_example: global index of the next example, a multiple of `batch_size`.
+      next_example: global index of the next example, a multiple of `batch_size`; of packed texts the `next_example` of
+        the batch before.
       process: index of this process.
       processes: number of processes.
       threads: that read ahead; 0 reads when asked.
     """
-    share = batch_size // processes
-    batches = ordered(dataset, seed).batch(share, drop_remainder=True)[process::processes]
-    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=16 if threads else 0)
-    iterator = iter(batches.to_iter_dataset(options))
-    grain.experimental.set_next_index(iterator, next_example // batch_size)
+    examples = ordered(dataset, seed)
+    if isinstance(dataset, Packed):
+        # Every process packs whole windows: in which row a text stands depends on all others of its window.
+        each, ahead = dataset.window, 2
+        read = examples.batch(each, drop_remainder=True, batch_fn=dataset.pack)
+    else:
+        each, ahead = batch_size, 16
+        read = examples.batch(batch_size // processes, drop_remainder=True)[process::processes]
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead if threads else 0)
+    iterator = iter(read.to_iter_dataset(options))
+    grain.experimental.set_next_index(iterator, next_example // each)
     try:
-        yield iterator
+        if isinstance(dataset, Packed):
+            yield dataset.batches(iterator, next_example, batch_size, process, processes)
+        else:
+            yield iterator
     finally:
         iterator.close()
 
