@@ -6,6 +6,7 @@ from itertools import accumulate
 
 import numpy as np
 
+from data_pipelines.packed import Packed
 from data_pipelines.preprocess import Preprocess
 from data_pipelines.protocol import Dataset, Example, Source, Split
 from jmm.errors import UserError
@@ -20,7 +21,8 @@ class Part:
     dataset: Dataset
     """Where its examples come from."""
     weight: float = 1.0
-    """Its share of the training examples, relative to the others."""
+    """Its share of the training examples, relative to the others, before the temperature of the mixture; the number of
+    its examples, or a limit if that is less, mixes by size (Raffel et al. 2020, section 3.5.2)."""
 
 
 @dataclass(frozen=True)
@@ -40,33 +42,42 @@ class Mixture:
 
     parts: tuple[Part, ...]
     """What is mixed; all have one preprocessing."""
+    temperature: float = 1.0
+    """Shares are in proportion to weight^(1/temperature): 1 keeps the weights, a higher one moves the shares towards
+    equal ones, which they are at infinity (Raffel et al. 2020, section 3.5.2; Arivazhagan et al. 2019)."""
     later: Later | None = None
     """The shares after that; each part then begins a new epoch. None: they stay."""
 
     def __post_init__(self) -> None:
-        """Raises UserError without parts, for equal names, for a weight that is not above 0, and for later shares that
-        are not one a part or begin before the second example."""
+        """Raises UserError without parts, for equal names, for a weight that is not above 0, for parts that are packed,
+        for a temperature below 1, and for later weights that are not one a part or begin before the second example."""
         names = [part.name for part in self.parts]
         if not names or len(set(names)) < len(names):
             raise UserError(f"a mixture needs parts with different names, not {', '.join(names) or 'none'}")
+        if packed := [part.name for part in self.parts if isinstance(part.dataset, Packed)]:
+            raise UserError(f"{packed[0]} is packed on its own; pack the mixture, and its parts share their rows")
+        if not self.temperature >= 1:
+            raise UserError(f"the temperature of a mixture must be at least 1, not {self.temperature}")
         later = self.later.weights if self.later else ()
         if self.later and (len(later) != len(names) or self.later.start < 1):
             raise UserError(
                 f"later shares are {len(names)} weights, one a part, from example 1 or a later one on, "
                 f"not {len(later)} from {self.later.start} on"
             )
-        for name, weight in zip([*names, *(names if later else ())], [*self._weights, *later], strict=True):
+        weights = [*(part.weight for part in self.parts), *later]
+        for name, weight in zip([*names, *(names if later else ())], weights, strict=True):
             if not 0 < weight < float("inf"):
                 raise UserError(f"the weight of {name} must be above 0, not {weight}")
 
     @property
-    def _weights(self) -> list[float]:
-        return [part.weight for part in self.parts]
-
-    @property
     def weights(self) -> list[float]:
         """The share of each part; together 1."""
-        return shares(self._weights)
+        return self.shares([part.weight for part in self.parts])
+
+    def shares(self, weights: Sequence[float]) -> list[float]:
+        """The shares of parts with these weights, at the temperature; together 1."""
+        heated = [weight ** (1 / self.temperature) for weight in weights]
+        return [weight / sum(heated) for weight in heated]
 
     def part(self, name: str) -> Dataset:
         """The dataset of a part.
@@ -104,12 +115,6 @@ class Mixture:
         return first
 
 
-def shares(weights: Sequence[float]) -> list[float]:
-    """Weights that are together 1."""
-    total = sum(weights)
-    return [weight / total for weight in weights]
-
-
 @dataclass(frozen=True)
 class TaskSource:
     """The examples of one part of a mixture."""
@@ -144,13 +149,14 @@ def task_names(dataset: Dataset) -> tuple[str, ...]:
 
 
 def part_of(dataset: Dataset, name: str) -> Dataset:
-    """A part of a mixture; any dataset itself for an empty name.
+    """A part of a mixture, packed or not; any dataset itself for an empty name.
 
     Raises:
       UserError: the dataset has no such part.
     """
     if not name:
         return dataset
+    dataset = dataset.dataset if isinstance(dataset, Packed) else dataset
     if not isinstance(dataset, Mixture):
         raise UserError(f"{type(dataset).__name__} is no mixture, and has no part {name!r}")
     return dataset.part(name)

@@ -3,7 +3,8 @@
 The global order is one endless list of examples: epoch after epoch, each a new permutation. Step s trains on
 examples s·B … (s+1)·B − 1 of that list, and process p of P takes the p-th of the P equal runs of each batch. So
 the batches are the same on any number of processes and threads, and one number, the global index of the next
-example, is the position of the whole pipeline.
+example, is the position of the whole pipeline. Of packed texts a batch has B rows, and the position is the number of
+the next row (`data_pipelines.packed`).
 """
 
 from collections.abc import Iterable, Iterator
@@ -15,7 +16,8 @@ import numpy as np
 
 from data_pipelines.broken import Broken
 from data_pipelines.careful import Careful, Skipped
-from data_pipelines.mixture import Mixture, shares, task_names
+from data_pipelines.mixture import Mixture, task_names
+from data_pipelines.packed import Packed
 from data_pipelines.preprocess import Arrays, Preprocess
 from data_pipelines.protocol import Dataset, Example, Source
 from jmm.errors import UserError
@@ -43,6 +45,8 @@ def ordered(dataset: Dataset, seed: int, skipped: Skipped | None = None) -> grai
 
 def _shuffled(dataset: Dataset, seed: int, skipped: Skipped) -> grain.MapDataset[Any]:
     """The endless list of examples; in that of a mixture the parts take turns by their weights."""
+    if isinstance(dataset, Packed):
+        return _shuffled(dataset.dataset, seed, skipped)
     if not isinstance(dataset, Mixture):
         name = type(dataset).__name__
         return _endless(name, Careful(dataset.source("train"), name, skipped), seed)
@@ -53,7 +57,7 @@ def _shuffled(dataset: Dataset, seed: int, skipped: Skipped) -> grain.MapDataset
         return mixed
     # A seed of their own: with the same one the examples would come again in the order in which they came before.
     fresh = int(np.random.SeedSequence([seed, 1]).generate_state(1)[0])
-    after = _mixed([_endless(*part, fresh) for part in parts], shares(dataset.later.weights))
+    after = _mixed([_endless(*part, fresh) for part in parts], dataset.shares(dataset.later.weights))
     # Only lists with an end can be joined: this one is not reached.
     return grain.MapDataset.concatenate([mixed[: dataset.later.start], after[: 1 << 62]])
 
@@ -92,9 +96,10 @@ def training_batches(
 
     Args:
       dataset: what to read.
-      batch_size: global; divides by `processes`.
+      batch_size: global, examples or, of packed texts, rows; divides by `processes`.
       seed: of order and augmentation.
-      next_example: global index of the next example, a multiple of `batch_size`.
+      next_example: global index of the next example, a multiple of `batch_size`; of packed texts the `next_example` of
+        the batch before.
       process: index of this process.
       processes: number of processes.
       threads: that read ahead; 0 reads when asked.
@@ -103,13 +108,22 @@ def training_batches(
     Raises:
       UserError: on the way, where too many records are broken.
     """
-    share = batch_size // processes
-    batches = ordered(dataset, seed, skipped).batch(share, drop_remainder=True)[process::processes]
-    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=16 if threads else 0)
-    iterator = iter(batches.to_iter_dataset(options))
-    grain.experimental.set_next_index(iterator, next_example // batch_size)
+    examples = ordered(dataset, seed, skipped)
+    if isinstance(dataset, Packed):
+        # Every process packs whole windows: in which row a text stands depends on all others of its window.
+        each, ahead = dataset.window, 2
+        read = examples.batch(each, drop_remainder=True, batch_fn=dataset.pack)
+    else:
+        each, ahead = batch_size, 16
+        read = examples.batch(batch_size // processes, drop_remainder=True)[process::processes]
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead if threads else 0)
+    iterator = iter(read.to_iter_dataset(options))
+    grain.experimental.set_next_index(iterator, next_example // each)
     try:
-        yield iterator
+        if isinstance(dataset, Packed):
+            yield dataset.batches(iterator, next_example, batch_size, process, processes)
+        else:
+            yield iterator
     finally:
         iterator.close()
 

@@ -9,7 +9,9 @@ One configuration is GPT-2, another OPT (Zhang et al. 2022), LLaMA and Vicuna (T
 2024) or Gemma (Mesnard et al. 2024): they differ in positions, norms, biases, feed-forward, head and the scale of the
 embedding, and in nothing else.
 
-Inputs: text int32 [B,L]; text_mask bool [B,L], padding on either side; without it every token is real.
+Inputs: text int32 [B,L]; text_mask bool [B,L], padding on either side; without it every token is real. Where several
+texts are packed into a row (`data_pipelines.packing`), segment int32 [B,L], another id for each, and position int32
+[B,L], counted anew in each: every text is then read, and its loss computed, as if it stood alone.
 Outputs: logits [B,L,V], features [B,L,D] (after the final norm); those of padding mean nothing.
 Checked: transformers.GPT2LMHeadModel, OPTForCausalLM, LlamaForCausalLM, Qwen2ForCausalLM and GemmaForCausalLM, logits,
 loss and gradients (tests/models/test_decoder_parity.py), and what they write (tests/generation/test_transformers.py).
@@ -62,9 +64,9 @@ class Config:
         }
 
     def loss(self, module: nn.Module, variables: Variables, batch: Batch, rngs: dict[str, jax.Array]) -> Loss:
-        """Cross-entropy of the next token, over all real tokens of the batch but the first of each row."""
+        """Cross-entropy of the next token, over all real tokens of the batch but the first of each text."""
         outputs = forward(module, variables, batch, train=True, rngs=rngs)
-        predicted = (outputs["logits"], *following(batch["text"], batch["text_mask"]))
+        predicted = (outputs["logits"], *following(batch["text"], batch["text_mask"], batch.get("segment")))
         value, accuracy = token_cross_entropy(*predicted)
         return Loss(value, {"loss": value, "accuracy": accuracy}, {}, row_cross_entropy(*predicted))
 
@@ -89,10 +91,20 @@ class Decoder(nn.Module):
             self.head = nn.Dense(cfg.vocab_size, use_bias=False, dtype=self.dtype, kernel_init=init)
 
     def __call__(
-        self, *, text: Int[Array, "B L"], text_mask: Bool[Array, "B L"] | None = None, train: bool = False
+        self,
+        *,
+        text: Int[Array, "B L"],
+        text_mask: Bool[Array, "B L"] | None = None,
+        segment: Int[Array, "B L"] | None = None,
+        position: Int[Array, "B L"] | None = None,
+        train: bool = False,
     ) -> Outputs:
-        """Gives logits [B,L,V] and features [B,L,D]."""
-        features = self.decode(self.embed(text), text_mask, train)
+        """Gives logits [B,L,V] and features [B,L,D].
+
+        Raises ValueError for a segment without a position or the other way about."""
+        if (segment is None) != (position is None):
+            raise ValueError("packed texts need both segment and position")
+        features = self.decode(self.embed(text), text_mask, train, segment=segment, position=position)
         return {"features": features, "logits": self.logits(features)}
 
     def embed(self, text: Int[Array, "B L"]) -> Float[Array, "B L E"]:
@@ -139,13 +151,18 @@ class Decoder(nn.Module):
         train: bool = False,
         *,
         prefix_length: Int[Array, "B"] | None = None,
+        segment: Int[Array, "B L"] | None = None,
+        position: Int[Array, "B L"] | None = None,
     ) -> Float[Array, "B L D"]:
         """Every token after the final norm, having seen itself, the real tokens before it and, of a prefix language
-        model (Raffel et al. 2020, section 3.2.1), the first `prefix_length` real ones of its row."""
+        model (Raffel et al. 2020, section 3.2.1), the first `prefix_length` real ones of its row; of packed texts those
+        of its `segment` alone."""
         # Places are counted over real tokens, so that padding on the left moves no text to other positions.
-        positions = None if mask is None else count_positions(mask)
+        positions = count_positions(mask) if position is None and mask is not None else position
         visible = masks.causal() if prefix_length is None else masks.prefix(places_of(prefix_length, mask))
-        return self._transform(x, visible if mask is None else visible & masks.valid(mask), positions, train=train)
+        visible = visible if mask is None else visible & masks.valid(mask)
+        visible = visible if segment is None else visible & masks.segments(segment, segment)
+        return self._transform(x, visible, positions, train=train)
 
     def _transform(
         self,

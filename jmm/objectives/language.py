@@ -5,11 +5,15 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 
-def following(text: Int[Array, "B L"], mask: Bool[Array, "B L"]) -> tuple[Int[Array, "B L"], Bool[Array, "B L"]]:
+def following(
+    text: Int[Array, "B L"], mask: Bool[Array, "B L"], segment: Int[Array, "B L"] | None = None
+) -> tuple[Int[Array, "B L"], Bool[Array, "B L"]]:
     """The token after each, and where both are real by `mask`: the targets of a model of the next token (Bengio et al.
-    2003)."""
+    2003). Where texts share a row both are of one `segment` too."""
     # Rolled and not cut: the length keeps dividing among devices. The last token would predict the first of its row.
     pair = (mask & jnp.roll(mask, -1, axis=1)).at[:, -1].set(False)
+    if segment is not None:
+        pair &= segment == jnp.roll(segment, -1, axis=1)
     return jnp.roll(text, -1, axis=1), pair
 
 

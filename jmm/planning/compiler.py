@@ -157,12 +157,16 @@ def cache(text: str, topology: str) -> Path:
 
 
 def batch_of(experiment: Any) -> dict[str, Any]:
-    """Shapes of a batch, and of the number of each row's task."""
+    """Shapes of a batch, of what tells packed texts apart, and of the number of each row's task."""
     import jax
     import numpy as np
 
+    from data_pipelines.packed import FIELDS, Packed
+
     size = experiment.batch_size
-    return {**experiment.model.batch_spec(size), "task": jax.ShapeDtypeStruct((size,), np.int32)}
+    spec = experiment.model.batch_spec(size)
+    packed = dict.fromkeys(FIELDS, spec["text"]) if isinstance(experiment.data, Packed) else {}
+    return {**spec, **packed, "task": jax.ShapeDtypeStruct((size,), np.int32)}
 
 
 def compile_step(lowered: Any, axes: dict[str, int], slices: int = 1) -> Facts:

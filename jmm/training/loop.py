@@ -25,13 +25,14 @@ from rich.console import Console
 
 from data_pipelines.careful import Skipped
 from data_pipelines.mixture import task_names
+from data_pipelines.packed import FIELDS, NEXT, Packed
 from data_pipelines.pipeline import held_out, training_batches
 from jmm.distributed.sharding import on_mesh
 from jmm.distributed.watchdog import Watchdog
 from jmm.errors import UserError
 from jmm.experiment import Experiment
 from jmm.model import Model
-from jmm.protocol import Batch, Variables
+from jmm.protocol import Batch, Variables, inputs_of
 from jmm.training.checkpoint import Checkpoints
 from jmm.training.metrics import MetricsLog
 from jmm.training.state import TrainState
@@ -111,12 +112,12 @@ def train(
             )
         )
         stop = stack.enter_context(StopSignal())
-        placed = ahead(program, batches)
+        placed = ahead(program, batches, next_example)
         stack.callback(lambda: watch.at("close", run.done))
         for step in range(start, experiment.steps):
             profiler.before(step - start)
             watch.at("data", step)
-            batch = next(placed)
+            batch, run.next_example = next(placed)
             watch.at("step" if step > start else "compile", step)
             run.step(batch)
             if run.due_checkpoint():
@@ -157,7 +158,6 @@ class Run:
         with on_mesh(self.program.mesh):
             self.state, figures = self.program.step(self.state, batch)
         self.done += 1
-        self.next_example += self.experiment.batch_size
         self._unread.append((self.done, figures))
         self._read(LATE)
         self.checkpoints.poll()
@@ -257,10 +257,18 @@ def means(figures: Mapping[str, np.ndarray]) -> dict[str, float]:
     return one | {name: float(total / count) for name, (total, count) in several.items() if count}
 
 
-def ahead(program: Program, batches: Iterator[dict[str, np.ndarray]]) -> Iterator[Batch]:
-    """Batches on the devices, `AHEAD` of them before they are asked for."""
-    queue: deque[Batch] = deque()
-    placed = (program.place({name: batch[name] for name in wanted(program)}) for batch in batches)
+def ahead(program: Program, batches: Iterator[dict[str, np.ndarray]], next_example: int) -> Iterator[tuple[Batch, int]]:
+    """Batches on the devices, `AHEAD` of them before they are asked for, each with the position behind it; the
+    first begins at `next_example`."""
+
+    def place() -> Iterator[tuple[Batch, int]]:
+        behind, names = next_example, wanted(program)
+        for batch in batches:
+            # Rows of packed texts have numbers of their own.
+            behind = int(batch.get(NEXT, behind + program.experiment.batch_size))
+            yield program.place({name: batch[name] for name in names}), behind
+
+    placed, queue = place(), deque[tuple[Batch, int]]()
     queue.extend(islice(placed, AHEAD))
     while queue:
         yield queue.popleft()
@@ -268,9 +276,10 @@ def ahead(program: Program, batches: Iterator[dict[str, np.ndarray]]) -> Iterato
 
 
 def wanted(program: Program) -> list[str]:
-    """Names of the fields that the model's loss reads, and of that which tells tasks apart."""
+    """Names of the fields that the model's loss reads, and of those which tell tasks or packed texts apart."""
     experiment = program.experiment
-    return [*experiment.model.batch_spec(1), *(["task"] if task_names(experiment.data) else [])]
+    packed = FIELDS if isinstance(experiment.data, Packed) else ()
+    return [*experiment.model.batch_spec(1), *packed, *(["task"] if task_names(experiment.data) else [])]
 
 
 def check_data(program: Program) -> None:
@@ -289,6 +298,8 @@ def check_data(program: Program) -> None:
                 f"the model reads {name} as {spec.dtype} {list(spec.shape[1:])}, "
                 f"the data gives {batch[name].dtype} {list(batch[name].shape[1:])}"
             )
+    if isinstance(experiment.data, Packed) and not inputs_of(program.module, batch).keys() >= {*FIELDS}:
+        raise UserError("the data has several texts in a row, which a model must tell apart by segment and position")
 
 
 def introduce(program: Program, workdir: Path, start: int, terminal: Terminal) -> None:

@@ -82,12 +82,12 @@ def loop_overhead() -> list[Row]:
         batches = stack.enter_context(
             training_batches(experiment.data, experiment.batch_size, 0, threads=experiment.data_threads)
         )
-        placed = ahead(program, batches)
-        fixed = next(placed)
+        placed = ahead(program, batches, 0)
+        fixed, _ = next(placed)
         for turn in range(9):
             start = time.perf_counter()
             for _ in range(count):
-                loop.step(next(placed))
+                loop.step(next(placed)[0])
             jax.block_until_ready(loop.state)
             whole = time.perf_counter() - start
             start = time.perf_counter()

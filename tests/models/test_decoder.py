@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from data_pipelines.packing import first_fit, pack
 from jmm.models import decoder
 from jmm.parts.transformer import TransformerConfig
 from jmm.protocol import ModelConfig, inputs_of
@@ -194,6 +195,66 @@ def test_steps_lower_the_loss():
         losses.append(float(value))
     assert abs(losses[0] - math.log(20)) < 0.1
     assert losses[-1] < 0.3
+
+
+# --- packed texts ---
+
+TEXTS = [np.random.default_rng(7).integers(1, 20, length) for length in (7, 2, 5, 9, 1, 3, 6, 4)]
+ROWS = first_fit(np.array([len(text) for text in TEXTS]), 16)
+PACKED = pack([{"text": text} for text in TEXTS], {"text": 16})
+PADDED = pack([{"text": text} for text in TEXTS], {"text": 16}, np.arange(len(TEXTS)))
+
+
+def long(config):
+    return replace(config, context_length=16)
+
+
+@each_config
+def test_packed_texts_are_read_as_if_each_stood_alone(config):
+    assert len(PACKED["text"]) == 3 and not PACKED["text_mask"].all()
+    packed = outputs_of(long(config), **PACKED)
+    order = np.argsort(ROWS, kind="stable")
+    segment = np.concatenate([np.arange(1, (row == ROWS).sum() + 1) for row in range(3)])
+    for index, number in zip(order, segment, strict=True):
+        alone = outputs_of(long(config), text=TEXTS[index][None].astype(np.int32))
+        own = PACKED["segment"][ROWS[index]] == number
+        for name, expected in alone.items():
+            assert_close(packed[name][ROWS[index]][own], expected[0], 1e-5, name)
+    mixed = outputs_of(long(config), text=PACKED["text"], text_mask=PACKED["text_mask"])
+    behind = PACKED["segment"] > 1
+    assert np.abs(mixed["logits"] - packed["logits"])[behind].max(axis=-1).min() > 1e-3, "else they see one another"
+
+
+@each_config
+def test_the_packed_loss_and_its_gradient_are_the_unpacked_ones(config):
+    config, module = long(config), long(config).build()
+
+    @jax.jit
+    def run(params, batch):
+        def loss(params):
+            found = config.loss(module, {"params": params}, batch, {})
+            return found.value, found.metrics["accuracy"]
+
+        return jax.value_and_grad(loss, has_aux=True)(params)
+
+    alone = {name: PADDED[name] for name in ("text", "text_mask")}
+    (value, accuracy), gradient = run(params_of(config), alone)
+    (packed, packed_accuracy), packed_gradient = run(params_of(config), PACKED)
+    assert_close(packed, value, 1e-5, "loss")
+    assert_close(packed_accuracy, accuracy, 1e-6, "accuracy")
+    scale = max(np.abs(each).max() for each in jax.tree.leaves(gradient))
+    for (path, expected), found in zip(
+        jax.tree_util.tree_leaves_with_path(gradient), jax.tree.leaves(packed_gradient), strict=True
+    ):
+        # Biases of keys have no gradient but rounding: the scale of a gradient is that of the whole.
+        assert np.abs(found - expected).max() <= 1e-5 * scale, jax.tree_util.keystr(path)
+
+
+@pytest.mark.parametrize("there", ["segment", "position"])
+def test_a_segment_without_positions_is_refused(there):
+    fields = {name: PACKED[name] for name in ("text", there)}
+    with pytest.raises(ValueError, match="both segment and position"):
+        outputs_of(long(CONFIGS["llama"]), **fields)
 
 
 # --- bfloat16 ---

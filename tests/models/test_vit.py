@@ -9,10 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from data_pipelines.packing import pack, patches_of
 from jmm.errors import UserError
+from jmm.kernels import masks
 from jmm.models import vit
+from jmm.parts.positions import sincos_2d
 from jmm.parts.resnet import ModifiedResNet
-from jmm.parts.transformer import TransformerConfig
+from jmm.parts.transformer import Transformer, TransformerConfig
 from tests.arrays import abstract_params, assert_close, perturbed
 
 ENCODER = TransformerConfig(width=12, depth=1, num_heads=3, mlp_dim=20)
@@ -112,3 +115,26 @@ def test_a_hybrid_learns_the_statistics_of_the_images_that_count():
 def test_a_hybrid_that_cannot_be(tower, says):
     with pytest.raises(ValueError, match=says):
         jax.eval_shape(vit.ImageEncoder(tower).init, jax.random.key(0), IMAGES[:, :, : tower.image_size[1]])
+
+
+# --- images of several sizes in one row ---
+
+
+def test_packed_patches_give_the_features_of_every_image_alone():
+    """Patch projection, positions of rows and columns, and a transformer whose mask tells segments apart (Dehghani et
+    al. 2023, section 2.1): the parts there are, with the weights of the tower."""
+    tower = vit.ImageTower(replace(ENCODER, depth=2), (8, 8), 4, positions="sincos", pool="none")
+    rng = np.random.default_rng(3)
+    images = [rng.standard_normal((4 * h, 4 * w, 3)).astype(np.float32) for h, w in ((2, 3), (1, 1), (3, 2), (1, 4))]
+    encoder = vit.ImageEncoder(tower)
+    params = perturbed(jit(encoder.init)(jax.random.key(0), images[0][None])["params"], std=0.3)
+    batch = pack([patches_of(image, 4) for image in images], {"patches": 12}, np.array([0, 1, 0, 1]))
+    projection, (row, column) = params["patches"]["projection"], np.moveaxis(batch["patch_position"], -1, 0)
+    x = batch["patches"] @ projection["kernel"].reshape(-1, 12) + projection["bias"]
+    x = x + sincos_2d((4, 4), 12).reshape(4, 4, 12)[row, column]
+    segment = jnp.asarray(batch["patch_segment"])
+    transformer, mask = Transformer(tower.encoder), masks.segments(segment, segment)
+    packed = jit(lambda x: transformer.apply({"params": params["encoder"]}, x, mask=mask))(x)
+    for image, place in zip(images, ((0, 1), (1, 1), (0, 2), (1, 2)), strict=True):
+        alone, _ = jit(encoder.apply)({"params": params}, image[None])
+        assert_close(packed[place[0]][batch["patch_segment"][place[0]] == place[1]], alone[0], 1e-5)

@@ -11,6 +11,7 @@ from jmm.errors import UserError
 from jmm.planning import compiler
 from jmm.planning.chips import CHIPS, GIB, slice_of
 from jmm.planning.plan import Plan
+from tests.training.test_packed import experiment as packed_experiment
 
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="the TPU compiler exists for Linux alone")
 
@@ -106,6 +107,12 @@ def test_text_and_picture(tmp_path):
     Plan(FACTS).draw(tmp_path / "plan.png")
     with Image.open(tmp_path / "plan.png") as picture:
         assert picture.size == (1350, 510)
+
+
+def test_the_batch_of_packed_texts_tells_them_apart():
+    shapes = compiler.batch_of(packed_experiment())
+    assert shapes.keys() == {"text", "text_mask", "segment", "position", "task"}
+    assert shapes["segment"] == shapes["position"] == shapes["text"]
 
 
 def test_slices():
