@@ -5,19 +5,16 @@ imagenet/
   val/n01440764/ILSVRC2012_val_00000293.JPEG
 """
 
-import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
+from data_pipelines.augmentations import AREA, ASPECT, random_box
 from data_pipelines.images import list_images, read_image
 from data_pipelines.preprocess import Preprocess
 from data_pipelines.protocol import Example, Source, Split
 from jmm.errors import UserError
-
-TRIES = 10
-"""Boxes that are drawn before the whole picture is taken."""
 
 
 @dataclass(frozen=True)
@@ -30,9 +27,9 @@ class ClassFolder:
     """The one for training."""
     held_out: str = "val"
     """The other."""
-    area: tuple[float, float] = (0.08, 1.0)
+    area: tuple[float, float] = AREA
     """The part of a training image that is seen, of all of it, and"""
-    aspect: tuple[float, float] = (3 / 4, 4 / 3)
+    aspect: tuple[float, float] = ASPECT
     """its width over its height (Szegedy et al. 2014, section 6)."""
     mirror: bool = True
     """Half the training images are mirrored."""
@@ -64,24 +61,12 @@ class ClassFolder:
     def augment(self, example: Example, rng: np.random.Generator) -> Example:
         """A random part of the image, perhaps mirrored, at the size that the model reads."""
         image = example["image"]
-        top, left, height, width = self.box((image.shape[0], image.shape[1]), rng)
+        top, left, height, width = random_box((image.shape[0], image.shape[1]), rng, self.area, self.aspect)
         part = image[top : top + height, left : left + width]
         if self.mirror and rng.random() < 0.5:
             part = part[:, ::-1]
         squashed = Preprocess(self.preprocess.image_size, self.preprocess.channels, resize="squash")
         return {**example, "image": squashed.fit(np.ascontiguousarray(part))}
-
-    def box(self, size: tuple[int, int], rng: np.random.Generator) -> tuple[int, int, int, int]:
-        """Top, left, height and width of a random part of an image of this height and width."""
-        whole_height, whole_width = size
-        for _ in range(TRIES):
-            area = whole_height * whole_width * rng.uniform(*self.area)
-            aspect = math.exp(rng.uniform(math.log(self.aspect[0]), math.log(self.aspect[1])))
-            height, width = round(math.sqrt(area / aspect)), round(math.sqrt(area * aspect))
-            if 0 < height <= whole_height and 0 < width <= whole_width:
-                top, left = rng.integers(whole_height - height + 1), rng.integers(whole_width - width + 1)
-                return int(top), int(left), height, width
-        return 0, 0, whole_height, whole_width
 
     def preprocessor(self) -> Preprocess:
         """As configured."""

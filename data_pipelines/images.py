@@ -1,5 +1,6 @@
 """Images: reading them from disk, and transforms in NumPy."""
 
+import io
 import math
 from functools import lru_cache
 from pathlib import Path
@@ -7,9 +8,15 @@ from typing import Literal
 
 import numpy as np
 from jaxtyping import Float, Shaped, UInt8
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
+from data_pipelines.broken import Broken, Reason
 from jmm.errors import UserError
+
+try:
+    import simplejpeg
+except ImportError:  # the extra `fast`; Pillow gives the same pixels in more time
+    simplejpeg = None
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
 
@@ -20,28 +27,82 @@ Resample = Literal["nearest", "lanczos", "bilinear", "bicubic", "box", "hamming"
 """Pillow's filters, in the order of their codes."""
 
 
-def read_image(path: Path) -> UInt8[np.ndarray, "H W 3"]:
-    """An image file as RGB, turned as its camera says, transparent parts on white.
+PIXELS = 178_956_970
+"""Height times width of the largest image that Pillow opens (it warns above half of it): some 0.5 GB as RGB."""
+
+
+def read_image(path: Path, pixels: int = PIXELS) -> UInt8[np.ndarray, "H W 3"]:
+    """An image file as `decode_image` decodes it.
 
     Raises:
-      UserError: naming the file, if it is missing or no readable image.
+      UserError: naming the file, if it is missing; Broken: it is no readable image, or larger than `pixels`.
     """
     try:
-        with Image.open(path) as image:
-            upright = ImageOps.exif_transpose(image)
-            if "transparency" in upright.info or upright.mode in ("RGBA", "LA", "PA"):
-                upright = upright.convert("RGBA")
-                paper = Image.new("RGBA", upright.size, "white")
-                upright = Image.alpha_composite(paper, upright)
-            if upright.mode.startswith("I"):  # 16 bits of grey: converting would cut, not scale
-                return to_channels((np.asarray(upright) >> 8).astype(np.uint8)[:, :, None], 3)
-            if upright.mode == "F":
-                raise ValueError("its pixels are floats of no known range")
-            return np.asarray(upright.convert("RGB"))
+        return _decode(path.read_bytes(), pixels)
     except FileNotFoundError:
         raise UserError(f"there is no image {path}") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path} is not a readable image ({error}); replace it or take it out") from error
+    except (OSError, SyntaxError, ValueError) as error:
+        raise _broken(str(path), "is", error) from error
+
+
+def decode_image(data: bytes, pixels: int = PIXELS) -> UInt8[np.ndarray, "H W 3"]:
+    """An image file's bytes as RGB, turned as its camera says, transparent parts on white.
+
+    `pixels` is the most that height times width may be; it is compared with the header, before anything is decoded,
+    for a file of some kilobytes may unpack to terabytes. Pillow opens none above `PIXELS`, whatever is allowed here.
+
+    Raises:
+      Broken: the bytes are no readable image, or one larger than `pixels`.
+    """
+    try:
+        return _decode(data, pixels)
+    except (OSError, SyntaxError, ValueError) as error:
+        raise _broken(f"{len(data)} bytes", "are", error) from error
+
+
+class TooLarge(ValueError):
+    """An image of more pixels than are allowed."""
+
+
+def _broken(what: str, be: str, error: Exception) -> Broken:
+    reason: Reason = "pixels" if isinstance(error, TooLarge) else "image"
+    return Broken(reason, f"{what} {be} not a readable image ({error}); replace it or take it out")
+
+
+def _decode(data: bytes, pixels: int) -> UInt8[np.ndarray, "H W 3"]:
+    """`decode_image`; what is wrong with the bytes is an error of Python's or Pillow's."""
+    too_large = TooLarge(f"it has more than {min(pixels, PIXELS):,} pixels")
+    try:
+        image = Image.open(io.BytesIO(data))
+    except Image.DecompressionBombError:
+        raise too_large from None
+    with image:
+        if image.height * image.width > pixels:
+            raise too_large
+        if (plain := _plain_jpeg(image, data)) is not None:
+            return plain
+        upright = ImageOps.exif_transpose(image)
+        if "transparency" in upright.info or upright.mode in ("RGBA", "LA", "PA"):
+            upright = upright.convert("RGBA")
+            paper = Image.new("RGBA", upright.size, "white")
+            upright = Image.alpha_composite(paper, upright)
+        if upright.mode.startswith("I"):  # 16 bits of grey: converting would cut, not scale
+            return to_channels((np.asarray(upright) >> 8).astype(np.uint8)[:, :, None], 3)
+        if upright.mode == "F":
+            raise ValueError("its pixels are floats of no known range")
+        return np.asarray(upright.convert("RGB"))
+
+
+def _plain_jpeg(image: Image.Image, data: bytes) -> UInt8[np.ndarray, "H W 3"] | None:
+    """An upright JPEG in colour or grey through simplejpeg; None where that is not installed, or it is none such."""
+    if simplejpeg is None or image.format != "JPEG" or image.mode not in ("RGB", "L"):
+        return None
+    if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+        return None
+    try:
+        return simplejpeg.decode_jpeg(data, "RGB")
+    except ValueError:  # it is damaged: Pillow decides whether it is still a picture
+        return None
 
 
 def list_images(folder: Path) -> list[Path]:

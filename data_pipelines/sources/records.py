@@ -173,7 +173,10 @@ def sound_of(fields: Fields, value: Any) -> np.ndarray:
     Raises:
       Broken: it is no readable sound.
     """
-    sound = read_sound(bytes(value["bytes"] if isinstance(value, Mapping) else value))
+    try:
+        sound = read_sound(bytes(value["bytes"] if isinstance(value, Mapping) else value))
+    except UserError as error:
+        raise Broken("audio", str(error)) from error
     return resample(sound.mono, sound.rate, fields.audio_rate)
 
 

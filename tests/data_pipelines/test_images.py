@@ -1,15 +1,18 @@
 """Reading pictures of every kind, and what each transform does to their pixels."""
 
+import io
 import struct
 import zlib
 
 import numpy as np
 import pytest
+import simplejpeg
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageFile
 
-from data_pipelines.images import affine, list_images, read_image, resize, to_channels
+from data_pipelines import images
+from data_pipelines.images import PIXELS, affine, decode_image, list_images, read_image, resize, to_channels
 from jmm.errors import UserError
 
 RED = np.full((4, 6, 3), (255, 0, 0), np.uint8)
@@ -228,3 +231,109 @@ def test_what_is_too_small_lies_on_black():
 def test_filters_are_pillows(resample):
     by_hand = Image.fromarray(RANDOM).resize((5, 9), Image.Resampling[resample.upper()])
     np.testing.assert_array_equal(resize(RANDOM, (9, 5), "squash", resample), np.asarray(by_hand))
+
+
+def saved(image, kind="JPEG", **how):
+    file = io.BytesIO()
+    image.save(file, kind, **how)
+    return file.getvalue()
+
+
+PHOTO = Image.fromarray(np.random.default_rng(1).integers(0, 256, (9, 11, 3), dtype=np.uint8)).resize((83, 61))
+
+
+@pytest.fixture(params=["simplejpeg", "Pillow"])
+def decoder(request, monkeypatch):
+    """With the extra `fast`, and without it."""
+    if request.param == "Pillow":
+        monkeypatch.setattr(images, "simplejpeg", None)
+    return request.param
+
+
+JPEGS = {
+    "coarse colors": ("RGB", {"subsampling": 2, "quality": 40}),
+    "half colors": ("RGB", {"subsampling": 1}),
+    "full colors": ("RGB", {"subsampling": 0}),
+    "progressive": ("RGB", {"progressive": True}),
+    "restarts": ("RGB", {"restart_marker_blocks": 2}),
+    "RGB kept": ("RGB", {"keep_rgb": True}),
+    "gray": ("L", {}),
+    "progressive gray": ("L", {"progressive": True}),
+    "CMYK": ("CMYK", {}),
+}
+
+
+@pytest.mark.parametrize(("mode", "how"), JPEGS.values(), ids=JPEGS)
+def test_jpegs_are_pillows_to_the_bit(decoder, mode, how):
+    data = saved(PHOTO.convert(mode), **how)
+    with Image.open(io.BytesIO(data)) as image:
+        expected = np.asarray(image.convert("RGB"))
+    np.testing.assert_array_equal(decode_image(data), expected)
+    # Bytes behind the picture, as cameras leave them, are none of it.
+    np.testing.assert_array_equal(decode_image(data + b"\0" * 100), expected)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_jpegs_are_turned_as_the_camera_says(decoder, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    upright = decode_image(saved(PHOTO))
+    mirrored = upright[:, ::-1] if orientation in (2, 4, 5, 7) else upright
+    quarters = {1: 0, 2: 0, 3: 2, 4: 2, 5: 1, 6: -1, 7: -1, 8: 1}[orientation]
+    np.testing.assert_array_equal(decode_image(saved(PHOTO, exif=exif)), np.rot90(mirrored, quarters))
+
+
+def test_plain_jpegs_go_through_simplejpeg(monkeypatch):
+    seen = []
+
+    class Spy:
+        def decode_jpeg(self, data, colors):
+            seen.append(data)
+            return simplejpeg.decode_jpeg(data, colors)
+
+    monkeypatch.setattr(images, "simplejpeg", Spy())
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    plain = [saved(PHOTO), saved(PHOTO.convert("L"))]
+    for data in (*plain, saved(PHOTO.convert("CMYK")), saved(PHOTO, exif=exif), saved(PHOTO, "PNG")):
+        decode_image(data)
+    assert seen == plain
+
+
+def test_a_damaged_jpeg_is_left_to_pillow(decoder):
+    """Junk before a restart marker: simplejpeg's strictness would refuse what Pillow, with a warning, reads."""
+    data = bytearray(saved(PHOTO, restart_marker_blocks=2))
+    place = data.index(b"\xff\xd1")
+    data[place:place] = b"\x12\x34\x56"
+    with Image.open(io.BytesIO(bytes(data))) as image:
+        expected = np.asarray(image)
+    with pytest.raises(ValueError):
+        simplejpeg.decode_jpeg(bytes(data))
+    np.testing.assert_array_equal(decode_image(bytes(data)), expected)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP"])
+def test_pixels_are_counted_before_they_are_decoded(tmp_path, monkeypatch, decoder, kind):
+    data = saved(PHOTO, kind)
+    assert decode_image(data, pixels=61 * 83).shape == (61, 83, 3)
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda self: pytest.fail("decoded"))
+    monkeypatch.setattr(images, "_plain_jpeg", lambda *_: pytest.fail("decoded"))
+    with pytest.raises(UserError, match=rf"^{len(data)} bytes are not .* \(it has more than 5,062 pixels\); replace"):
+        decode_image(data, pixels=61 * 83 - 1)
+    (tmp_path / "wide").write_bytes(data)
+    with pytest.raises(UserError, match=r"wide is not a readable image \(it has more than 5,062 pixels\); replace"):
+        read_image(tmp_path / "wide", pixels=61 * 83 - 1)
+
+
+def test_no_limit_is_above_pillows(tmp_path):
+    bomb(tmp_path / "bomb.png")
+    with pytest.raises(UserError, match=r"it has more than 178,956,970 pixels"):
+        decode_image((tmp_path / "bomb.png").read_bytes(), pixels=10**12)
+    assert PIXELS == 2 * Image.MAX_IMAGE_PIXELS
+
+
+@pytest.mark.parametrize("length", [0, 1, 2, 100, 700])
+def test_cut_off_bytes_get_one_sentence(decoder, length):
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    with pytest.raises(UserError, match=rf"^{length} bytes are not a readable image \("):
+        decode_image(saved(Image.fromarray(noise))[:length])
