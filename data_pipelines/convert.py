@@ -4,7 +4,7 @@ verified."""
 import json
 import os
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -124,7 +124,7 @@ def verify(path: Path, shard: Shard) -> None:
         )
 
 
-def _begin(target: Path, plan: dict[str, str | int]) -> dict[str, Shard]:
+def _begin(target: Path, plan: Mapping[str, object]) -> dict[str, Shard]:
     """The shards that an earlier run of the same conversion has finished."""
     manifest = target / MANIFEST
     if not manifest.exists():
@@ -144,7 +144,7 @@ def _begin(target: Path, plan: dict[str, str | int]) -> dict[str, Shard]:
     return {name: shard for name, shard in shards.items() if (target / shard.name).is_file()}
 
 
-def _save(target: Path, plan: dict[str, str | int], done: dict[str, Shard]) -> None:
+def _save(target: Path, plan: Mapping[str, object], done: dict[str, Shard]) -> None:
     beside = target / f"{MANIFEST}.part"
     beside.write_text(json.dumps({"plan": plan, "done": {name: vars(shard) for name, shard in sorted(done.items())}}))
     beside.replace(target / MANIFEST)

@@ -74,7 +74,7 @@ def inspect(
     found = Inspection(type(layout).__name__, len(raw))
     if (Path(source) / MANIFEST).is_file():
         found.broken += [("record", sentence) for sentence in checked(Path(source))]
-    examples = []
+    examples: list[Example] = []
     for index in _evenly(len(raw), count):
         found.read += 1
         if (example := _one(raw, index, found)) is not None and len(examples) < cells:
@@ -108,7 +108,8 @@ def _one(raw: Raw, index: int, found: Inspection) -> Example | None:
 
 def _thumbnail(example: Example) -> Example:
     """What of an example can be drawn: its picture on a square, and its texts and numbers."""
-    pictures = [example["image"]] if "image" in example else list(example.get("video", example.get("images", [])))
+    several = example["video"] if "video" in example else example.get("images", [])
+    pictures = [example["image"]] if "image" in example else list(several)
     texts = [str(example[name]) for name in ("caption", "text") if name in example]
     texts += [f"{example['prompt']} → {example.get('answer', '')}"] if "prompt" in example else []
     texts += [f"label {example['label']}"] if "label" in example else []

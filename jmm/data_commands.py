@@ -88,5 +88,5 @@ def tokenizer(options: argparse.Namespace) -> Result:
     from data_pipelines.texts import texts
     from data_pipelines.train_tokenizer import train
 
-    path = train(texts(records(options.source, options.split).open()), options.to, options.vocab_size)
-    return {"path": str(path), "text": f"{path} is written"}
+    train(texts(records(options.source, options.split).open()), options.to, options.vocab_size)
+    return {"path": str(options.to), "text": f"{options.to} holds a tokenizer of {options.vocab_size:,} pieces"}

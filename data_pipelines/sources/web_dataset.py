@@ -70,7 +70,7 @@ class Shard:
         if row[CUT][1]:
             raise Broken("record", "the archive ends here")
         record: dict[str, Any] = {}
-        for ending in self.index.dtype.names:
+        for ending in self.index.dtype.names or ():
             offset, size = (int(each) for each in row[ending])
             if offset and ending not in (UNSAFE, CUT):
                 record[ending] = files.read(self.path, offset, size)
