@@ -71,7 +71,9 @@ def test_any_text_comes_back(folders, text):
         tokenizer = PretrainedTokenizer(str(folders / kind))
         ids = tokenizer.encode(text, LONG)
         assert (ids[0], ids[-1]) == (1, 2)
-        assert tokenizer.decode([*ids, 0, 0]) == kept(kind, text)
+        # The names of roles, written out, are found in LLaMA's layout and left out as marks are.
+        if kind == "unigram" or not spelled(text):
+            assert tokenizer.decode([*ids, 0, 0]) == kept(kind, text)
 
 
 def test_hard_texts_come_back(folder):
