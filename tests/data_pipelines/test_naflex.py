@@ -28,6 +28,14 @@ def test_sizes_are_those_of_siglip_2(size, patch_size, patches):
     assert rows.is_integer() and columns.is_integer() and 1 <= rows * columns <= patches
 
 
+def test_the_factor_is_known_as_well_as_theirs():
+    """Of large pictures one in 170 gets another side where the search ends ten times as early."""
+    rng = np.random.default_rng(0)
+    for height, width in rng.integers(1, 8000, (600, 2)).tolist():
+        theirs = get_image_size_for_max_num_patches(height, width, 16, 1024)
+        assert naflex_size((height, width), 16, 1024) == theirs
+
+
 def picture(height, width, channels=3, seed=0):
     """Smooth, as photographs are, with some noise."""
     rng = np.random.default_rng(seed)

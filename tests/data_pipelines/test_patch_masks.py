@@ -72,6 +72,12 @@ def test_as_in_beit():
     np.testing.assert_allclose(np.mean(masks, axis=0)[4:10, 4:10], np.mean(masks, axis=0)[4:10, 4:10].mean(), atol=0.12)
 
 
+def test_blocks_may_be_as_large_as_what_is_missing():
+    """Neighbors of 40 × 40 patches, both hidden or both seen: 0.95 of them; 0.85 were all blocks as small as can be."""
+    masks = [block_mask((40, 40), np.random.default_rng(seed)) for seed in range(60)]
+    assert np.mean([(mask[:, 1:] == mask[:, :-1]).mean() for mask in masks]) > 0.92
+
+
 @pytest.mark.parametrize("ratio", [-0.1, 1.1])
 def test_bad_ratios_get_one_sentence(ratio):
     with pytest.raises(UserError, match=rf"the ratio of hidden patches must be from 0 to 1, not {ratio}"):
