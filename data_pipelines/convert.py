@@ -158,5 +158,5 @@ def checked(path: Path) -> list[str]:
         try:
             verify(path / shard.name, shard)
         except (UserError, RuntimeError, ValueError) as error:
-            wrong.append(str(error))
+            wrong.append(f"{shard.name}: {error}")
     return wrong

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from data_pipelines.pretrained import PretrainedTokenizer
 from data_pipelines.sources.layouts import records
-from data_pipelines.vocabulary import SentencePiece
-from tests.data_pipelines.sources.layouts import COUNT, encoded, folder_csv, picture, tar_shards
+from tests.data_pipelines.sources.layouts import CAPTIONS, COUNT, encoded, folder_csv, picture, tar_shards
 from tests.test_cli import jmm, refused
 
 
@@ -54,10 +54,14 @@ def test_convert(capsys, tmp_path, shards):
 
 def test_tokenizer(capsys, tmp_path, shards):
     to = tmp_path / "tokenizer"
-    code, out, _ = jmm(capsys, "data", "tokenizer", shards, "--vocab-size", 330, "--to", to)
+    code, out, _ = jmm(capsys, "data", "tokenizer", shards, "--vocab-size", 292, "--to", to)
     assert code == 0 and str(to) in out
-    assert (to / "tokenizer.model").is_file() and SentencePiece
-    assert "is there already" in refused(capsys, "data", "tokenizer", shards, "--vocab-size", 330, "--to", to)
+    tokenizer = PretrainedTokenizer(str(to))
+    assert tokenizer.vocab_size == 292 and len(tokenizer.encode(CAPTIONS[0], 64)) > 2
+    assert "a vocabulary of 289 to 296 tokens, not 999" in refused(
+        capsys, "data", "tokenizer", shards, "--vocab-size", 999, "--to", tmp_path / "other"
+    )
+    assert "is there already" in refused(capsys, "data", "tokenizer", shards, "--vocab-size", 292, "--to", to)
 
 
 @pytest.mark.parametrize(
