@@ -21,16 +21,17 @@ from jmm.errors import UserError
 def first_fit(
     lengths: Int[np.ndarray, "N"] | Int[np.ndarray, "N F"], capacity: int | tuple[int, ...]
 ) -> Int[np.ndarray, "N"]:
-    """The row of each sequence, by first-fit decreasing (Johnson 1973, Near-Optimal Bin Packing Algorithms).
+    """The row of each sequence, by first-fit decreasing (Johnson 1973, Near-Optimal Bin Packing Algorithms; of several
+    features by their sum, Panigrahy et al. 2011, Heuristics for Vector Bin Packing).
 
-    The sequences are taken in descending order of the largest share of a capacity that one of their F lengths takes; of
-    equal shares the one with greater lengths first, from the first feature to the last, and of equal lengths the one
-    that stands first. Each goes to the first row with room for all its features, or opens a row. Rows are numbered at
-    the end in the order in which their openers stand, so that rows of a list in random order are in random order too.
+    The sequences are taken in descending order of the shares of the capacities that their F lengths take, added up, and
+    of equal sums in the order in which they stand. Each goes to the first row with room for all its features, or opens
+    a row. Rows are numbered at the end in the order in which their openers stand, so that rows of a list in random
+    order are in random order too.
 
-    What is computed is exactly that, but equal sequences are placed together, some NumPy operations for all of them:
-    they fill the rows with room for one from the first row on. With one feature there are at most 11/9 as many rows as
-    in the best packing, and 6/9 more (Dósa 2007).
+    What is computed is exactly that, but equal sequences that follow one another are placed together, some NumPy
+    operations for all of them: they fill the rows with room for one from the first row on. With one feature there are
+    at most 11/9 as many rows as in the best packing, and 6/9 more (Dósa 2007).
 
     Args:
       lengths: tokens of each sequence; [N,F]: of each of its features (text and image patches), which may be 0.
@@ -42,7 +43,8 @@ def first_fit(
     limits = np.asarray((capacity,) if isinstance(capacity, int) else capacity, np.int64)
     table = lengths.astype(np.int64).reshape(len(lengths), lengths.shape[1] if lengths.ndim == 2 else 1)
     _check(table, limits)
-    order = np.lexsort((*-table.T[::-1], -(table / limits).max(axis=1, initial=0)))
+    shares = table @ (limits.prod() // limits)  # in units of one over the product, so that they are exact
+    order = np.argsort(-shares, kind="stable")
     table = table[order]
     needs = table.tolist()
     ends = np.append(np.flatnonzero((table[1:] != table[:-1]).any(axis=1)) + 1, len(table)) if len(table) else ()
