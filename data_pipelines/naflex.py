@@ -84,7 +84,7 @@ def patchify(image: Shaped[np.ndarray, "H W C"], patch_size: int) -> Shaped[np.n
       UserError: a side is no multiple of `patch_size`.
     """
     height, width, channels = image.shape
-    if height % patch_size or width % patch_size:
+    if patch_size < 1 or not image.size or height % patch_size or width % patch_size:
         raise UserError(f"an image of {height} × {width} cannot be cut into patches of {patch_size} × {patch_size}")
     rows, columns = height // patch_size, width // patch_size
     cut = image.reshape(rows, patch_size, columns, patch_size, channels)

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from jaxtyping import Float, Int, Shaped
 
+from data_pipelines.naflex import patchify
 from data_pipelines.preprocess import Arrays
 from jmm.errors import UserError
 
@@ -186,16 +187,12 @@ def unpack(batch: Arrays) -> list[Arrays]:
 
 
 def patches_of(image: Float[np.ndarray, "H W C"], patch_size: int) -> Arrays:
-    """An image of any size as what `pack` takes: `patches` [n,P], row by row, the P = patch_size²·C numbers of each by
-    rows, columns and channels; and `patch_position` int32 [n,2], the row and the column of each.
+    """An image of any size as what `pack` takes: `patches` [n,P] (`naflex.patchify`) and `patch_position` int32 [n,2],
+    the row and the column of each.
 
     Raises:
       UserError: sides that do not divide by the patch size.
     """
-    height, width, channels = image.shape
-    if patch_size < 1 or height % patch_size or width % patch_size or not image.size:
-        raise UserError(f"an image of {height}×{width} does not divide into patches of {patch_size}×{patch_size}")
-    grid = (height // patch_size, width // patch_size)
-    cut = image.reshape(grid[0], patch_size, grid[1], patch_size, channels).swapaxes(1, 2)
-    places = np.indices(grid, np.int32).reshape(2, -1).T
-    return {"patches": cut.reshape(grid[0] * grid[1], -1), "patch_position": np.ascontiguousarray(places)}
+    patches = patchify(image, patch_size)
+    grid = (image.shape[0] // patch_size, image.shape[1] // patch_size)
+    return {"patches": patches, "patch_position": np.ascontiguousarray(np.indices(grid, np.int32).reshape(2, -1).T)}

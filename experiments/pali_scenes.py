@@ -39,9 +39,9 @@ MIXTURE = {
 twice as many questions a batch no sooner; once captions are told without a mistake there is nothing more to learn from
 them. English has most captions, as on the web: with fewer the model looked at the pictures later."""
 
-STEPS, ANSWERS, BATCH = 5000, 2000, 32
+STEPS, ANSWERS, BATCH = 4500, 1800, 32
 
-SHAPE = {"text_length": 24, "target_length": 34, "image_optional": True}
+SHAPE = {"text_length": 22, "target_length": 34, "image_optional": True}
 """Of all batches."""
 
 WIDTH = 128

@@ -179,7 +179,7 @@ TEXTS = sequences(0, 3)
         (lambda: pack(TEXTS, {"text": 8}, np.zeros(3, int)), "together longer than it, which holds 8"),
         (lambda: pack(TEXTS, {"text": 8, "patches": 8}), "no example has patches"),
         (lambda: pack([cut(3, 2)], {"patches": 8}), "with 3 patches has 2 positions of patches"),
-        (lambda: patches_of(np.zeros((4, 6, 3), np.float32), 4), "4×6 does not divide into patches of 4×4"),
+        (lambda: patches_of(np.zeros((4, 6, 3), np.float32), 4), "4 × 6 cannot be cut into patches of 4 × 4"),
     ],
 )
 def test_what_does_not_fit_is_named(make, says):

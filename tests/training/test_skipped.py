@@ -28,9 +28,17 @@ def small(records, **changes):
     config = experiment()
     data = replace(config.data, records=records)
     assert isinstance(data, OwnData)
+    image = replace(config.model.image, encoder=replace(config.model.image.encoder, depth=1))
+    text = replace(config.model.text, encoder=replace(config.model.text.encoder, depth=1))
     optimizer = replace(config.optimizer, warmup_steps=1)
     settings = {"steps": 4, "batch_size": 8, "log_every": 1, "evaluations": (), "evaluate_every": 0}
-    return replace(config, data=data, optimizer=optimizer, **settings | changes)
+    return replace(
+        config,
+        model=replace(config.model, image=image, text=text),
+        data=data,
+        optimizer=optimizer,
+        **settings | changes,
+    )
 
 
 def test_they_are_counted_and_listed(tmp_path):
