@@ -78,7 +78,7 @@ def experiment() -> Experiment:
 def mixture() -> Mixture:
     """All tasks, each with its share of the examples."""
     parts = tuple(Part(name, replace(data, **SHAPE), share) for name, (share, _, data) in MIXTURE.items())
-    return Mixture(parts, Later(ANSWERS * BATCH, tuple(share for _, share, _ in MIXTURE.values())))
+    return Mixture(parts, later=Later(ANSWERS * BATCH, tuple(share for _, share, _ in MIXTURE.values())))
 
 
 def system() -> pali.Config:
