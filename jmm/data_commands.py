@@ -65,7 +65,7 @@ def convert(options: argparse.Namespace) -> Result:
 
 def inspect(options: argparse.Namespace) -> Result:
     """`jmm data inspect`."""
-    from data_pipelines.inspect import as_json, inspect
+    from data_pipelines.inspection import as_json, inspect
 
     found = inspect(options.source, split=options.split, count=options.count, png=options.png)
     return {**as_json(found), "text": "\n".join(found.lines())}

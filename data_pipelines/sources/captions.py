@@ -70,6 +70,18 @@ def _pair(folder: Path, file: Path, line: int, row: Any) -> tuple[Path, str]:
     return path, caption
 
 
+def first_name(folder: Path) -> str | None:
+    """The first file or folder that a captions file names; None: there is no captions file, or nothing in it.
+
+    Raises:
+      UserError: its first line has no name or no caption.
+    """
+    for file in (folder / name for name in CAPTION_FILES):
+        if file.is_file():
+            return next((_fields(file, line, row)[0] for line, row in _rows(file)), None)
+    return None
+
+
 def optional_captions(folder: Path, found: Sequence[Path]) -> dict[str, str]:
     """The captions of files or folders that were found, by their path below the folder; empty without a captions file.
 

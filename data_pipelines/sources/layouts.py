@@ -6,7 +6,7 @@ from pathlib import Path
 from data_pipelines import files
 from data_pipelines.images import IMAGE_SUFFIXES
 from data_pipelines.sources.array_record import ArrayRecord
-from data_pipelines.sources.captions import CAPTION_FILES
+from data_pipelines.sources.captions import CAPTION_FILES, first_name
 from data_pipelines.sources.folder import Folder
 from data_pipelines.sources.frames import Frames
 from data_pipelines.sources.hugging_face import HuggingFace
@@ -70,17 +70,17 @@ def records(path: str, split: str = "train") -> Records:
     for suffix, layout in BY_SUFFIX.items():
         if any(name.endswith(suffix) for name in names):
             return layout(path)
-    below = sorted(each for each in folder.rglob("*") if each.is_file())
-    if any(each.suffix.lower() in SUFFIXES for each in below):
-        return Sounds(path)
-    pictures = [each for each in below if each.suffix.lower() in IMAGE_SUFFIXES]
-    captions = [folder / each for each in CAPTION_FILES if each in names]
-    if captions and any(
-        str(each.relative_to(folder).as_posix()) in captions[0].read_text("utf-8-sig", "replace") for each in pictures
-    ):
-        return Folder(path)
-    if pictures and all(each.parent.parent == folder for each in pictures):
-        return Frames(path)
-    if captions:
-        return Folder(path)
+    if names & set(CAPTION_FILES):
+        first = first_name(folder) or ""
+        return Frames(path) if first and (folder / first).is_dir() else _by_suffix(first)(path)
+    files_below = (each for each in folder.rglob("*") if each.is_file())
+    for each in files_below:
+        if each.suffix.lower() in SUFFIXES:
+            return Sounds(path)
+        if each.suffix.lower() in IMAGE_SUFFIXES and each.parent.parent == folder:
+            return Frames(path)
     raise UserError(f"{path} is of no known layout: {KNOWN}")
+
+
+def _by_suffix(name: str) -> type[Sounds] | type[Folder]:
+    return Sounds if name.lower().endswith(SUFFIXES) else Folder

@@ -6,7 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from jmm.parts.pooling import AttentionPooling, first_token, last_token, mean_token
+from jmm.distributed.mesh import make_mesh
+from jmm.distributed.sharding import on_mesh
+from jmm.experiment import MeshShape
+from jmm.parts.pooling import AttentionPooler, AttentionPooling, first_token, last_token, mean_token
 from tests.arrays import assert_close
 from tests.parts import torch_params
 
@@ -63,3 +66,14 @@ def test_attention_pooling_equals_torch(masked):
     pooled, _ = layers["attention"](torch.tensor(probe).expand(3, 1, 6), x, x, key_padding_mask=hidden)
     mlp = layers["down"](torch.nn.functional.gelu(layers["up"](layers["norm"](pooled))))
     assert_close(out, (pooled + mlp)[:, 0].detach(), 1e-5)
+
+
+def test_a_pooler_holds_its_tokens_and_their_gradient_by_rows():
+    """Else XLA cuts them by features on a pod, and gathers keys and values of all rows: ten times the bytes of
+    CoCa-Base's step. A small pooler on CPUs does not show it, so what is asked for is read."""
+    pooler, x = AttentionPooler(2, 2), jnp.ones((4, 8, 16))
+    with on_mesh(make_mesh(MeshShape(data=2, fsdp=2, tensor=2))):
+        variables = pooler.init(jax.random.key(0), x)
+        traced = str(jax.make_jaxpr(jax.grad(lambda tokens: pooler.apply(variables, tokens).sum()))(x))
+    held = [line for line in traced.splitlines() if "f32[4,8,16] = sharding_constraint" in line]
+    assert len(held) == 2, traced

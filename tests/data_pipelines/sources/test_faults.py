@@ -190,6 +190,11 @@ def test_held_out_examples_are_those_that_are_whole(tmp_path):
     assert [example["caption"] for example in held_out_examples(held)] == [str(i) for i in range(2, 30, 3) if i != 5]
 
 
+def test_a_needed_field_that_no_example_has():
+    with pytest.raises(UserError, match=r"needed fields are of image, .*, not picture"):
+        Fields(needed=("picture",))
+
+
 def test_json_of_a_record_wins_over_nothing(tmp_path):
     path = shard(tmp_path / "a.tar", {"a.png": GOOD, "a.json": json.dumps({"caption": ["first", "second"]}).encode()})
     assert Examples(records(path).open(), Fields())[0]["caption"] == "first"
