@@ -7,10 +7,9 @@ questions, the list of objects, which of several are there, and spans left out o
 
 On two CPU cores, with `JAX_NUM_CPU_DEVICES=2` and large pages (README), 400 held-out scenes a task (2026-11-23; jax
 0.10.2, one seed): captions exact 0.9975 in English, 0.855 in German and 0.8275 in Russian, words read 1.00, questions
-answered 0.8725 (of what colour 0.875, how many 0.78, how two stand to each other 0.615). A step took from 0.29 to 0.36 s
-as the machine's speed changed, all of them 28 minutes; on another machine 0.26 s before the optimizer was shared between
-the cores. It hangs on a thread: 4,500 steps with answers from 1,800 on gave 0.7375, and 6,400 with the first shares to
-the end 0.8375.
+answered 0.8725 (of what colour 0.875, how many 0.78, how two stand to each other 0.615). A step took 0.29 to 0.36 s as
+the machine's speed changed, all of them 28 minutes. It hangs on a thread: 4,500 steps with answers from 1,800 on gave
+0.7375, and 6,400 with the first shares to the end 0.8375.
 """
 
 from dataclasses import replace

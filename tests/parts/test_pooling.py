@@ -72,8 +72,8 @@ def test_a_pooler_holds_its_tokens_and_their_gradient_by_rows():
     """Else XLA cuts them by features on a pod, and gathers keys and values of all rows: ten times the bytes of
     CoCa-Base's step. A small pooler on CPUs does not show it, so what is asked for is read."""
     pooler, x = AttentionPooler(2, 2), jnp.ones((4, 8, 16))
+    variables = pooler.init(jax.random.key(0), x)
     with on_mesh(make_mesh(MeshShape(data=2, fsdp=2, tensor=2))):
-        variables = pooler.init(jax.random.key(0), x)
         traced = str(jax.make_jaxpr(jax.grad(lambda tokens: pooler.apply(variables, tokens).sum()))(x))
     held = [line for line in traced.splitlines() if "f32[4,8,16] = sharding_constraint" in line]
     assert len(held) == 2, traced
