@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float
-from scipy.signal import resample_poly
 
 from jmm.errors import UserError
 
@@ -150,4 +149,7 @@ def resample(samples: Float[np.ndarray, "S *C"], rate: int, to: int) -> Float[np
     if rate == to:
         return samples
     shared = gcd(rate, to)
+    # 60 MB and half a second that datasets without sounds can do without.
+    from scipy.signal import resample_poly
+
     return resample_poly(samples, to // shared, rate // shared, axis=0, window=("kaiser", 5.0)).astype(np.float32)
