@@ -8,6 +8,7 @@ of them, or exchange the products of their parts in each round.
 
 import math
 import re
+from functools import reduce
 from itertools import accumulate
 from typing import Any
 
@@ -47,10 +48,19 @@ def orthogonal(matrix: Float[Array, "R C"]) -> Float[Array, "R C"]:
     """About U Vᵀ of a matrix U S Vᵀ that has no more rows than columns; 0 of 0."""
     a, b, c = COEFFICIENTS
     matrix = matrix / (jnp.linalg.norm(matrix) + 1e-7)
+    rows, columns = matrix.shape
+    if columns < 2 * rows:
+        for _ in range(ROUNDS):
+            square = matrix @ matrix.T
+            matrix = a * matrix + (b * square + c * square @ square) @ matrix
+        return matrix
+    # A round multiplies by a polynomial of the square, as it does the square itself, twice: the long sides meet only
+    # at the beginning and at the end.
+    square, factors = matrix @ matrix.T, []
     for _ in range(ROUNDS):
-        square = matrix @ matrix.T
-        matrix = a * matrix + (b * square + c * square @ square) @ matrix
-    return matrix
+        factors.append(a * jnp.eye(rows) + b * square + c * square @ square)
+        square = factors[-1] @ square @ factors[-1]
+    return reduce(jnp.matmul, factors) @ matrix
 
 
 def _orthogonal_updates(updates: Any, _: Any) -> Any:
