@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from data_pipelines.augmentations import random_box
+from data_pipelines.images import squash_box, to_channels
 from data_pipelines.preprocess import Preprocess
 from data_pipelines.protocol import Example, Source, Split
 from data_pipelines.sources.records import Examples, Fields, Records
@@ -42,13 +43,12 @@ class OwnData:
         """A random part of the image, perhaps mirrored, at the size that the model reads."""
         if "image" not in example:
             return example
-        image = example["image"]
-        top, left, height, width = random_box(image.shape[:2], rng, self.area, self.aspect)
-        part = image[top : top + height, left : left + width]
+        cfg = self.preprocess
+        image = to_channels(example["image"], cfg.channels)
+        image = squash_box(image, random_box(image.shape[:2], rng, self.area, self.aspect), cfg.image_size)
         if self.mirror and rng.random() < 0.5:
-            part = part[:, ::-1]
-        squashed = Preprocess(self.preprocess.image_size, self.preprocess.channels, resize="squash")
-        return {**example, "image": squashed.fit(np.ascontiguousarray(part))}
+            image = image[:, ::-1]
+        return {**example, "image": image}
 
     def preprocessor(self) -> Preprocess:
         """As configured."""

@@ -77,8 +77,14 @@ class Preprocess:
 
     def normalise(self, image: Shaped[np.ndarray, "H W C"]) -> Float[np.ndarray, "H W C"]:
         """Pixels 0–255 to float32 (x · scale − mean) / std."""
-        mean, std = np.asarray(self.mean, np.float32), np.asarray(self.std, np.float32)
-        return ((image.astype(np.float32) / np.float32(1 / self.scale) - mean) / std).astype(np.float32)
+        pixels = image.astype(np.float32, order="C")
+        # In place and by whole rows: new arrays, and rows of one pixel's channels, took four times as long.
+        rows = pixels.reshape(*image.shape[:-2], -1)
+        rows /= np.float32(1 / self.scale)
+        for apply, values in ((np.subtract, self.mean), (np.divide, self.std)):
+            row = values[0] if len(values) == 1 else np.tile(np.asarray(values, np.float32), image.shape[-2])
+            apply(rows, np.asarray(row, np.float32), out=rows)
+        return pixels
 
     @lru_cache(maxsize=1 << 14)  # noqa: B019  a handful of these live as long as the process; captions come back each epoch
     def text(self, text: str) -> tuple[Int[np.ndarray, "L"], Bool[np.ndarray, "L"]]:

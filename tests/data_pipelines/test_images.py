@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageFile
 
 from data_pipelines import images
-from data_pipelines.images import PIXELS, affine, decode_image, list_images, read_image, resize, to_channels
+from data_pipelines.images import PIXELS, affine, decode_image, list_images, read_image, resize, squash_box, to_channels
 from jmm.errors import UserError
 
 RED = np.full((4, 6, 3), (255, 0, 0), np.uint8)
@@ -240,6 +240,32 @@ def saved(image, kind="JPEG", **how):
 
 
 PHOTO = Image.fromarray(np.random.default_rng(1).integers(0, 256, (9, 11, 3), dtype=np.uint8)).resize((83, 61))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("size", [(7, 5), (40, 30), (90, 200)])
+def test_parts_of_training_images_are_about_pillows(channels, size):
+    """Of what is smooth, as photographs are, within two levels. In noise both passes overshoot, and are cut off in
+    another order."""
+    rng = np.random.default_rng(0)
+    noise = rng.integers(0, 256, (75, 100, channels), np.uint8)
+    coarse = np.asarray(Image.fromarray(noise[:9, :12].repeat(4 - channels, 2)[..., :3]).resize((100, 75)))[
+        ..., :channels
+    ]
+    for image, most, mean in ((coarse, 2, 0.5), (noise, 40, 0.5)):
+        for top, left, height, width in [(0, 0, 75, 100), (3, 10, 60, 40), (74, 99, 1, 1), (20, 0, 9, 90)]:
+            by_hand = resize(np.ascontiguousarray(image[top : top + height, left : left + width]), size, "squash")
+            found = squash_box(image, (top, left, height, width), size)
+            assert found.shape == (*size, channels) and found.dtype == np.uint8
+            apart = np.abs(found.astype(int) - by_hand)
+            assert apart.max() <= most and apart.mean() <= mean, (apart.max(), apart.mean())
+
+
+def test_without_the_fast_extra_they_are_pillows(monkeypatch):
+    monkeypatch.setattr(images, "cykooz_resizer", None)
+    whole = np.asarray(PHOTO)
+    by_hand = resize(np.ascontiguousarray(whole[5:45, 10:60]), (24, 24), "squash")
+    np.testing.assert_array_equal(squash_box(whole, (5, 10, 40, 50), (24, 24)), by_hand)
 
 
 @pytest.fixture(params=["simplejpeg", "Pillow"])

@@ -44,6 +44,15 @@ def test_normalise_by_channel():
     np.testing.assert_allclose(found, [[[1, 1, 0]]], atol=1e-6)
 
 
+def test_normalise_of_any_strides():
+    """Mirrored and turned views, of which NumPy would keep the order in memory."""
+    image = RNG.integers(0, 256, (5, 7, 3), np.uint8)
+    how = Preprocess(mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.4))
+    expected = (image / 255 - how.mean) / how.std
+    np.testing.assert_allclose(how.normalise(image[:, ::-1]), expected[:, ::-1], atol=1e-5)
+    np.testing.assert_allclose(how.normalise(image.transpose(1, 0, 2)), expected.transpose(1, 0, 2), atol=1e-5)
+
+
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("resize", ["crop", "squash"])
 def test_pictures_of_many_sizes_make_one_batch(channels, resize):
