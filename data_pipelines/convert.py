@@ -3,13 +3,18 @@ verified."""
 
 import json
 import os
+import tempfile
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
+from data_pipelines import files
 from data_pipelines.broken import Broken
 from data_pipelines.sources.array_record import pack
 from data_pipelines.sources.extra import needed
@@ -17,6 +22,10 @@ from data_pipelines.sources.layouts import records
 from jmm.errors import UserError
 
 MANIFEST = "shards.json"
+"""What is converted to how many shards."""
+FINISHED = "finished"
+"""The folder of what each finished shard holds, written once its shard is in its place: by then any process, on any
+machine, may take the shard for made."""
 OPTIONS = "group_size:1"
 """One record a group: only so is any of them read without the others."""
 
@@ -45,63 +54,102 @@ class Converted:
 
 def convert(
     source: str,
-    target: Path,
+    target: str,
     shards: int,
     *,
     split: str = "train",
     workers: int | None = None,
+    beam: str | None = None,
     say: Callable[[str], None],
 ) -> Converted:
     """Writes all records of `source` into `shards` files of nearly equal length below `target`, and reads them again. A
     run that was broken off goes on with the shards that are missing.
 
+    Args:
+      source: in any layout, see `sources.layouts`.
+      target: a new folder, or one that was broken off; gs:// and the like through fsspec.
+      shards: number of files.
+      split: of a dataset that has several.
+      workers: processes of this machine; None: one a processor.
+      beam: the flags of an Apache Beam pipeline that does it instead; an empty text runs it here.
+      say: is told of each shard.
+
     Raises:
       UserError: no source, a target that holds another conversion, shards that do not verify, no space.
     """
-    raw = records(source, split).open()
-    if not 1 <= shards <= max(len(raw), 1):
-        raise UserError(f"--shards lies between 1 and the {len(raw)} records, not {shards}")
-    plan = {"source": source, "split": split, "records": len(raw), "shards": shards}
+    count = len(records(source, split).open())
+    if not 1 <= shards <= max(count, 1):
+        raise UserError(f"--shards lies between 1 and the {count} records, not {shards}")
+    plan = {"source": source, "split": split, "records": count, "shards": shards}
     done = _begin(target, plan)
     todo = [number for number in range(shards) if f"{number:05d}" not in done]
-    workers = workers or os.cpu_count() or 1
+    work = partial(write_shard, source, split, target, shards)
     try:
-        # Spawned: a fork copies locks that threads of the readers may hold.
-        with ProcessPoolExecutor(min(workers, max(len(todo), 1)), mp_context=get_context("spawn")) as pool:
-            jobs = {pool.submit(write_shard, source, split, target, number, shards): number for number in todo}
-            for job in as_completed(jobs):
-                shard = job.result()
-                done[f"{jobs[job]:05d}"] = shard
-                _save(target, plan, done)
-                say(f"{shard.name}: {shard.records} records, {shard.left_out} broken ones left out")
+        for shard in _in_processes(work, todo, workers) if beam is None else _on_beam(work, todo, beam, target):
+            say(f"{shard.name}: {shard.records} records, {shard.left_out} broken ones left out")
     except OSError as error:
         raise UserError(f"{target} cannot be written ({error.strerror or error}); the same command goes on") from error
+    done = _finished(target)
     return Converted(tuple(done[name] for name in sorted(done)), len(todo))
 
 
-def write_shard(source: str, split: str, target: Path, number: int, shards: int) -> Shard:
+def _in_processes(work: Callable[[int], Shard], numbers: list[int], workers: int | None) -> Iterator[Shard]:
+    """As each is finished."""
+    workers = workers or os.cpu_count() or 1
+    # Spawned: a fork copies locks that threads of the readers may hold.
+    with ProcessPoolExecutor(min(workers, max(len(numbers), 1)), mp_context=get_context("spawn")) as pool:
+        for job in as_completed([pool.submit(work, number) for number in numbers]):
+            yield job.result()
+
+
+def _on_beam(work: Callable[[int], Shard], numbers: list[int], flags: str, target: str) -> Iterable[Shard]:
+    """All of them, once the pipeline has ended."""
+    from data_pipelines.on_beam import each
+
+    if numbers:
+        each(work, numbers, flags)
+    done = _finished(target)
+    if missing := [number for number in numbers if f"{number:05d}" not in done]:
+        # Of a runner that does not wait for its end.
+        raise UserError(f"{len(missing)} of {len(numbers)} shards are not finished yet; the same command goes on")
+    return [done[f"{number:05d}"] for number in numbers]
+
+
+def write_shard(source: str, split: str, target: str, shards: int, number: int) -> Shard:
     """One shard: written beside its place, read again, and put there."""
-    module = needed("array_record.python.array_record_module", "data", str(target))
+    module = needed("array_record.python.array_record_module", "data", target)
     raw = records(source, split).open()
     name = f"data-{number:05d}-of-{shards:05d}.array_record"
-    beside = target / f"{name}.part"
     count, left_out, checksum = 0, 0, 0
-    writer = module.ArrayRecordWriter(str(beside), OPTIONS)
-    try:
-        for index in range(*share(len(raw), number, shards)):
-            try:
-                data = pack(raw[index])
-            except (Broken, TypeError):
-                left_out += 1
-                continue
-            writer.write(data)
-            checksum, count = zlib.crc32(data, checksum), count + 1
-    finally:
-        writer.close()
-    shard = Shard(name, count, left_out, checksum)
-    verify(beside, shard)
-    beside.replace(target / name)
+    with _workplace(target) as folder:
+        beside = folder / f"{name}{files.PART}"
+        writer = module.ArrayRecordWriter(str(beside), OPTIONS)
+        try:
+            for index in range(*share(len(raw), number, shards)):
+                try:
+                    data = pack(raw[index])
+                except (Broken, TypeError):
+                    left_out += 1
+                    continue
+                writer.write(data)
+                checksum, count = zlib.crc32(data, checksum), count + 1
+        finally:
+            writer.close()
+        shard = Shard(name, count, left_out, checksum)
+        verify(beside, shard)
+        files.move(beside, files.join(target, name))
+    files.write(files.join(target, FINISHED, f"{number:05d}.json"), json.dumps(vars(shard)).encode())
     return shard
+
+
+@contextmanager
+def _workplace(target: str) -> Iterator[Path]:
+    """A folder of this machine: the target itself, where it is one."""
+    if files.is_remote(target):
+        with tempfile.TemporaryDirectory() as folder:
+            yield Path(folder)
+    else:
+        yield Path(target)
 
 
 def share(total: int, number: int, shards: int) -> tuple[int, int]:
@@ -124,37 +172,49 @@ def verify(path: Path, shard: Shard) -> None:
         )
 
 
-def _begin(target: Path, plan: Mapping[str, object]) -> dict[str, Shard]:
+def _begin(target: str, plan: Mapping[str, object]) -> dict[str, Shard]:
     """The shards that an earlier run of the same conversion has finished."""
-    manifest = target / MANIFEST
-    if not manifest.exists():
-        if target.exists() and any(target.iterdir()):
+    manifest = files.join(target, MANIFEST)
+    there = files.listing(target)
+    if MANIFEST not in there:
+        if there:
             raise UserError(f"{target} is not empty, and holds no conversion to go on with; name another folder")
-        target.mkdir(parents=True, exist_ok=True)
-        _save(target, plan, {})
+        files.write(manifest, json.dumps(plan).encode())
         return {}
-    try:
-        kept = json.loads(manifest.read_text())
-        shards = {name: Shard(**shard) for name, shard in kept["done"].items()}
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{manifest} cannot be read ({error}); name another folder") from error
-    if kept["plan"] != plan:
-        other = ", ".join(f"{name} {value}" for name, value in kept["plan"].items())
+    kept = _read(manifest)
+    if kept != plan:
+        other = ", ".join(f"{name} {value}" for name, value in kept.items())
         raise UserError(f"{target} holds another conversion ({other}); name another folder")
-    return {name: shard for name, shard in shards.items() if (target / shard.name).is_file()}
+    return {name: shard for name, shard in _finished(target).items() if shard.name in there}
 
 
-def _save(target: Path, plan: Mapping[str, object], done: dict[str, Shard]) -> None:
-    beside = target / f"{MANIFEST}.part"
-    beside.write_text(json.dumps({"plan": plan, "done": {name: vars(shard) for name, shard in sorted(done.items())}}))
-    beside.replace(target / MANIFEST)
+def _finished(target: str) -> dict[str, Shard]:
+    """By its number."""
+    folder = files.join(target, FINISHED)
+    shards = {}
+    for name in files.listing(folder):
+        path = files.join(folder, name)
+        try:
+            shards[name.removesuffix(".json")] = Shard(**_read(path))
+        except TypeError as error:
+            raise UserError(f"{path} cannot be read ({error}); take it away, and the shard is made again") from error
+    return shards
+
+
+def _read(path: str) -> dict[str, Any]:
+    try:
+        found = json.loads(files.read(path, 0, files.size(path)))
+        if not isinstance(found, dict):
+            raise ValueError("it is no map")
+    except ValueError as error:
+        raise UserError(f"{path} cannot be read ({error}); name another folder") from error
+    return found
 
 
 def checked(path: Path) -> list[str]:
     """What is wrong with the shards of a converted folder; empty: nothing."""
-    kept = json.loads((path / MANIFEST).read_text())
     wrong = []
-    for shard in (Shard(**each) for each in kept["done"].values()):
+    for _, shard in sorted(_finished(str(path)).items()):
         try:
             verify(path / shard.name, shard)
         except (UserError, RuntimeError, ValueError) as error:

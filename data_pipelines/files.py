@@ -2,13 +2,17 @@
 
 import os
 import re
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
+from data_pipelines.broken import Broken
 from jmm.errors import UserError
 
 RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 """The numbers of shards as WebDataset writes them: {000..127}."""
+
+PART = ".part"
+"""How the name of a file ends that is still written."""
 
 
 def is_remote(path: str) -> bool:
@@ -100,3 +104,87 @@ def read(path: str, start: int, length: int) -> bytes:
             os.close(file)
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror or error})") from error
+
+
+def below(folder: str, name: str) -> str:
+    """The path of a file that a list in a folder names.
+
+    Raises:
+      Broken: it leads out of the folder, or is none that a file can have.
+    """
+    try:
+        if is_remote(folder):
+            outside = PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts
+        else:
+            outside = not (Path(folder) / name).resolve().is_relative_to(Path(folder).resolve())
+    except (OSError, ValueError) as error:
+        raise Broken("name", f"{name[:100]!r} is no name of a file ({error})") from error
+    if outside:
+        raise Broken("name", f"{name} lies outside {folder}")
+    return join(folder, name)
+
+
+def is_file(path: str) -> bool:
+    """Whether there is such a file."""
+    try:
+        return bool(filesystem(path).isfile(path)) if is_remote(path) else Path(path).is_file()
+    except OSError:  # a name that is too long
+        return False
+
+
+def read_below(folder: str, name: str) -> bytes:
+    """A whole file that a list in a folder names.
+
+    Raises:
+      Broken: it is not there, or its name leads out of the folder.
+    """
+    path = below(folder, name)
+    try:
+        return bytes(filesystem(path).cat_file(path)) if is_remote(path) else Path(path).read_bytes()
+    except OSError as error:
+        raise Broken("field", f"there is no {name} that can be read ({error.strerror or error})") from error
+
+
+def join(folder: str, *names: str) -> str:
+    """A path below a folder."""
+    return "/".join([folder.rstrip("/"), *names])
+
+
+def listing(folder: str) -> set[str]:
+    """The names in a folder; none where there is no folder, or not yet.
+
+    Raises:
+      UserError: it is a file, or cannot be read.
+    """
+    try:
+        if is_remote(folder):
+            store = filesystem(folder)
+            found = store.ls(folder, detail=False) if store.isdir(folder) else []
+            return {path.rstrip("/").rsplit("/", 1)[-1] for path in found}
+        return {path.name for path in Path(folder).iterdir() if not path.name.endswith(PART)}
+    except FileNotFoundError:
+        return set()
+    except OSError as error:
+        raise UserError(f"{folder} is no folder that can be read ({error.strerror or error})") from error
+
+
+def write(path: str, data: bytes) -> None:
+    """A small file, whole or not at all; folders above it are made."""
+    if is_remote(path):
+        store = filesystem(path)
+        store.makedirs(store._parent(path), exist_ok=True)
+        store.pipe_file(path, data)
+    else:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        beside = Path(path + PART)
+        beside.write_bytes(data)
+        beside.replace(path)
+
+
+def move(local: Path, path: str) -> None:
+    """A finished file of this machine, put in its place, whole or not at all."""
+    if is_remote(path):
+        filesystem(path).put_file(str(local), path)
+        local.unlink()
+    else:
+        local.replace(path)

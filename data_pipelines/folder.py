@@ -12,12 +12,14 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from data_pipelines.broken import Broken
 from data_pipelines.images import affine
 from data_pipelines.own import held_apart
 from data_pipelines.preprocess import Preprocess
 from data_pipelines.protocol import Example, Source, Split
 from data_pipelines.sources.folder import Folder
 from data_pipelines.sources.records import Examples, Fields
+from jmm.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -38,8 +40,19 @@ class ImageFolder:
     """Size of images and length of captions."""
 
     def source(self, split: Split) -> Source:
-        """RGB images as they lie on disk, and their captions; a pair is read when it is asked for."""
-        return held_apart(Examples(Folder(self.path).open(), Fields()), self.hold_out, split)
+        """RGB images as they lie on disk, and their captions; a pair is read when it is asked for.
+
+        Raises:
+          UserError: a line of the captions file without a caption, or without a file that is there: of so small a
+            dataset nothing is left out.
+        """
+        pairs = Folder(self.path).open()
+        for index in range(len(pairs)):
+            try:
+                pairs.check(index)
+            except Broken as error:
+                raise UserError(f"{pairs.where(index)}: {error}") from error
+        return held_apart(Examples(pairs, Fields()), self.hold_out, split)
 
     def augment(self, example: Example, rng: np.random.Generator) -> Example:
         """A random turn, size and place of what the model will see."""

@@ -18,10 +18,16 @@ def add_data_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
     """Their options; `command` makes the parser of one."""
     sub = command("convert", convert, "Write ArrayRecord shards, which training reads fastest in any order.")
     _source(sub)
-    sub.add_argument("target", type=Path, metavar="DST", help="a new folder, or one that was broken off")
+    sub.add_argument("target", metavar="DST", help="a new folder, or one that was broken off")
     sub.add_argument("--to", choices=["arrayrecord"], default="arrayrecord", help="(default: %(default)s)")
     sub.add_argument("--shards", type=positive, required=True, metavar="N", help="how many files")
-    sub.add_argument("--workers", type=positive, metavar="N", help="processes (default: one a processor)")
+    who = sub.add_mutually_exclusive_group()
+    who.add_argument("--workers", type=positive, metavar="N", help="processes (default: one a processor)")
+    who.add_argument(
+        "--beam",
+        metavar="FLAGS",
+        help="run it as an Apache Beam pipeline with these flags of Beam: --beam='--runner=DataflowRunner …'; '': here",
+    )
 
     sub = command("inspect", inspect, "Count records, fields and sizes, and list what is broken.")
     _source(sub)
@@ -53,9 +59,8 @@ def convert(options: argparse.Namespace) -> Result:
     def say(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
-    done = convert(
-        options.source, options.target, options.shards, split=options.split, workers=options.workers, say=say
-    )
+    how = {"split": options.split, "workers": options.workers, "beam": options.beam}
+    done = convert(options.source, options.target, options.shards, **how, say=say)
     count, left_out = (sum(getattr(shard, name) for shard in done.shards) for name in ("records", "left_out"))
     text = (
         f"{options.target}: {count:,} records in {len(done.shards)} shards, verified; {left_out:,} broken ones left out"

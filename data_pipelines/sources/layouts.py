@@ -1,12 +1,14 @@
 """Which layout a path has, told by what lies there."""
 
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from data_pipelines import files
+from data_pipelines.broken import Broken
 from data_pipelines.images import IMAGE_SUFFIXES
 from data_pipelines.sources.array_record import ArrayRecord
-from data_pipelines.sources.captions import CAPTION_FILES, first_name
+from data_pipelines.sources.captions import CAPTION_FILES, read_captions
 from data_pipelines.sources.folder import Folder
 from data_pipelines.sources.frames import Frames
 from data_pipelines.sources.hugging_face import HuggingFace
@@ -55,6 +57,8 @@ def records(path: str, split: str = "train") -> Records:
         if suffix in name.rsplit("/", 1)[-1]:
             return layout(path)
     if files.is_remote(path):
+        if files.listing(path) & set(CAPTION_FILES):
+            return Folder(path)
         found = {Path(each).suffix for each in files.shards(path, tuple(BY_SUFFIX))}
         return BY_SUFFIX[found.pop()](path)
     folder = Path(path)
@@ -71,7 +75,7 @@ def records(path: str, split: str = "train") -> Records:
         if any(name.endswith(suffix) for name in names):
             return layout(path)
     if names & set(CAPTION_FILES):
-        first = first_name(folder) or ""
+        first = _first_name(path)
         return Frames(path) if first and (folder / first).is_dir() else _by_suffix(first)(path)
     files_below = (each for each in folder.rglob("*") if each.is_file())
     for each in files_below:
@@ -80,6 +84,16 @@ def records(path: str, split: str = "train") -> Records:
         if each.suffix.lower() in IMAGE_SUFFIXES and each.parent.parent == folder:
             return Frames(path)
     raise UserError(f"{path} is of no known layout: {KNOWN}")
+
+
+def _first_name(folder: str) -> str:
+    """What the first line of a captions file names that names anything."""
+    file = read_captions(folder)
+    for index in range(len(file.lines) if file else 0):
+        assert file is not None
+        with suppress(Broken):
+            return file.row(index)[0]
+    return ""
 
 
 def _by_suffix(name: str) -> type[Sounds] | type[Folder]:

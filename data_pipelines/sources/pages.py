@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from data_pipelines import files
 from data_pipelines.broken import Broken
 from data_pipelines.sources.lines import JSONLines
 from data_pipelines.sources.records import Raw, Record
@@ -53,7 +54,7 @@ class PageRecords:
 
     def __getitem__(self, index: int) -> Record:
         text, names = parts(self.lines[index])
-        return {"text": text, "images": [inside(self.folder, name) for name in names]}
+        return {"text": text, "images": [files.read_below(str(self.folder), name) for name in names]}
 
 
 def parts(page: dict[str, Any]) -> tuple[str, list[str]]:
@@ -87,18 +88,3 @@ def parts(page: dict[str, Any]) -> tuple[str, list[str]]:
     if not text:
         raise Broken("caption", "a page is empty")
     return text, names
-
-
-def inside(folder: Path, name: str) -> bytes:
-    """A file of a folder.
-
-    Raises:
-      Broken: it is not there, or its name leads out of the folder.
-    """
-    path = folder / name
-    try:
-        if not path.resolve().is_relative_to(folder.resolve()):
-            raise Broken("name", f"{name} lies outside {folder}")
-        return path.read_bytes()
-    except (OSError, ValueError) as error:
-        raise Broken("field", f"there is no {name} that can be read ({error})") from error

@@ -2,10 +2,11 @@
 
 import json
 import shutil
+import sys
 
 import pytest
 
-from data_pipelines.convert import MANIFEST, checked, convert, share
+from data_pipelines.convert import FINISHED, MANIFEST, checked, convert, share
 from data_pipelines.sources.layouts import records
 from jmm.errors import UserError
 from tests.data_pipelines.sources.layouts import CAPTIONS, COUNT, encoded, folder_csv, picture, tar_shards
@@ -16,7 +17,7 @@ def quiet(line):
 
 
 def made(source, target, shards=3, workers=1):
-    return convert(source, target, shards, workers=workers, say=quiet)
+    return convert(source, str(target), shards, workers=workers, say=quiet)
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -56,7 +57,7 @@ def test_a_changed_shard_is_found(tmp_path):
     [
         (lambda to: None, "holds another conversion"),
         (lambda to: (to / MANIFEST).write_text("{"), "shards.json cannot be read"),
-        (lambda to: (to / MANIFEST).write_text(json.dumps({"plan": {}})), "shards.json cannot be read"),
+        (lambda to: (to / MANIFEST).write_text("[]"), "shards.json cannot be read"),
         (lambda to: (to / MANIFEST).unlink(), "is not empty, and holds no conversion to go on with"),
     ],
 )
@@ -64,10 +65,63 @@ def test_another_conversion_is_not_mixed_with_this_one(tmp_path, change, says):
     source, to = folder_csv(tmp_path / "source"), tmp_path / "to"
     made(source, to)
     change(to)
-    before = {path.name: path.read_bytes() for path in to.iterdir()}
+    before = contents(to)
     with pytest.raises(UserError, match=says):
         made(source, to, shards=2)
-    assert {path.name: path.read_bytes() for path in to.iterdir()} == before
+    assert contents(to) == before
+
+
+def contents(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_what_a_shard_holds_must_be_readable(tmp_path):
+    source, to = folder_csv(tmp_path / "source"), tmp_path / "to"
+    made(source, to)
+    (to / FINISHED / "00001.json").write_text('{"name": "x"}')
+    with pytest.raises(UserError, match=r"00001\.json cannot be read .*take it away, and the shard is made again"):
+        made(source, to)
+    (to / FINISHED / "00001.json").unlink()
+    assert made(source, to).made == 1 and not checked(to)
+
+
+def test_a_bucket_holds_the_same(tmp_path):
+    """Under fsspec's name of a folder of this machine: shards are written elsewhere and carried there."""
+    source, to = tar_shards(tmp_path / "source"), tmp_path / "to"
+    assert made(source, f"file://{to}").made == 3 and made(source, f"file://{to}").made == 0
+    made(source, tmp_path / "by hand")
+    here, there = (
+        {path.relative_to(each): data for path, data in contents(each).items()} for each in (tmp_path / "by hand", to)
+    )
+    assert here == there
+
+
+def test_beam_makes_the_same(tmp_path):
+    pytest.importorskip(
+        "apache_beam", reason="it needs other versions of pyarrow and Pillow; .ci/run has it on its own"
+    )
+    source, to = tar_shards(tmp_path / "source"), tmp_path / "to"
+    made(source, tmp_path / "by hand")
+    said = []
+    done = convert(source, str(to), 3, beam="--runner=DirectRunner", say=said.append)
+    assert done.made == len(said) == 3
+    here, there = (
+        {path.relative_to(each): data for path, data in contents(each).items()} for each in (tmp_path / "by hand", to)
+    )
+    assert here == there
+    assert convert(source, str(to), 3, beam="", say=said.append).made == 0
+    next(to.glob("*.array_record")).unlink()
+    with pytest.raises(UserError, match="Beam knows no --runer"):
+        convert(source, str(to), 3, beam="--runer=DirectRunner", say=said.append)
+    (tmp_path / "source").rename(tmp_path / "gone")
+    with pytest.raises(UserError, match="there is no"):
+        convert(source, str(to), 3, beam="", say=said.append)
+
+
+def test_without_beam_it_is_said(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "apache_beam", None)
+    with pytest.raises(UserError, match="--beam needs Apache Beam"):
+        convert(folder_csv(tmp_path / "source"), str(tmp_path / "to"), 2, beam="", say=quiet)
 
 
 @pytest.mark.parametrize("shards", [0, COUNT + 1])

@@ -37,12 +37,13 @@ def as_jsonl(rows):
 @pytest.mark.parametrize("bom", ["", "\ufeff"])
 def test_captions_files(folder, file, write, bom):
     (folder / file).write_text(bom + write(TWO), encoding="utf-8")
-    assert read_captions(folder) == [(folder / name, caption) for name, caption in TWO]
+    found = read_captions(str(folder))
+    assert [found.row(i) for i in range(len(found.lines))] == [(name, {"caption": caption}) for name, caption in TWO]
 
 
-def test_extra_columns_and_their_order_do_not_matter(folder):
-    (folder / "captions.csv").write_text("caption,photographer,file_name\r\nboats,Eve,a.png\r\n")
-    assert read_captions(folder) == [(folder / "a.png", "boats")]
+def test_other_columns_are_fields_and_their_order_does_not_matter(folder):
+    (folder / "captions.csv").write_text("caption,photographer,file_name\r\nboats,Eve,a.png,what is this\r\n")
+    assert read_captions(str(folder)).row(0) == ("a.png", {"caption": "boats", "photographer": "Eve"})
 
 
 def test_pairs_are_read_when_asked_for(folder):
@@ -79,23 +80,23 @@ BAD = [
 def test_what_is_wrong_is_named(folder, file, text, message):
     (folder / file).write_text(text, encoding="utf-8")
     with pytest.raises(UserError, match=message) as caught:
-        read_captions(folder)
+        ImageFolder(str(folder)).source("train")
     assert "\n" not in str(caught.value)
 
 
 def test_a_file_that_is_not_utf8_is_named(folder):
     (folder / "captions.csv").write_bytes(b"file_name,caption\na.png,caf\xe9\n")
     with pytest.raises(UserError, match=r"captions\.csv is not readable as UTF-8"):
-        read_captions(folder)
+        ImageFolder(str(folder)).source("train")
 
 
 def test_no_captions_file(folder):
     with pytest.raises(UserError, match=r"photos holds no captions file .*captions\.csv"):
-        read_captions(folder)
+        ImageFolder(str(folder)).source("train")
 
 
 def test_no_folder(tmp_path):
-    with pytest.raises(UserError, match=r"there is no folder .*nowhere"):
+    with pytest.raises(UserError, match=r"nowhere holds no captions file"):
         ImageFolder(str(tmp_path / "nowhere")).source("train")
 
 
@@ -129,7 +130,7 @@ def test_a_damaged_picture_is_named_while_training(folder, threads):
     data = ImageFolder(str(folder), preprocess=Preprocess((4, 4)))
     with (
         training_batches(data, 1, seed=0, threads=threads) as batches,
-        pytest.raises(UserError, match=r"a\.png: .* not a readable image"),
+        pytest.raises(UserError, match=r"line 2 of .*captions\.csv: .* not a readable image"),
     ):
         next(batches)
 

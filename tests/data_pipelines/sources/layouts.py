@@ -129,7 +129,7 @@ def tfds(path):
 
 def array_record(path):
     source = folder_csv(path.with_name("source"))
-    convert(source, path, 2, workers=1, say=lambda line: None)
+    convert(source, str(path), 2, workers=1, say=lambda line: None)
     return str(path)
 
 

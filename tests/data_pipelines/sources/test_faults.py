@@ -73,6 +73,31 @@ def test_a_broken_record_is_told_by_its_reason_and_its_place(tmp_path, fault):
     assert error.value.reason == REASONS.get(fault, fault)
 
 
+LINES = [
+    ("caption", '{"file_name": "a.png", "caption": " "}', "a text is empty"),
+    ("record", "{bad", "it is no JSON object"),
+    ("field", "[1]", "it names no file"),
+    ("field", '{"file_name": "lost.png", "caption": "x"}', r"there is no lost\.png that can be read"),
+    ("name", '{"file_name": "../a.png", "caption": "x"}', "lies outside"),
+    ("name", '{"file_name": "/etc/hostname", "caption": "x"}', "lies outside"),
+    ("name", '{"file_name": "a\\u0000.png", "caption": "x"}', "is no name of a file"),
+    ("image", '{"file_name": "b.png", "caption": "x"}', "are not a readable image"),
+]
+
+
+@pytest.mark.parametrize(("reason", "line", "says"), LINES)
+def test_a_broken_line_of_a_folder_is_told_by_its_reason_and_its_number(tmp_path, reason, line, says):
+    (tmp_path / "a.png").write_bytes(GOOD)
+    (tmp_path / "b.png").write_bytes(b"no picture")
+    good = '{"file_name": "a.png", "caption": "a picture"}'
+    (tmp_path / "captions.jsonl").write_text("\n".join([good, "", line, good]))
+    source = Examples(records(str(tmp_path)).open(), Fields())
+    assert len(source) == 3 and source[0]["caption"] == source[2]["caption"] == "a picture"
+    with pytest.raises(Broken, match=rf"^line 3 of .*captions\.jsonl: .*{says}") as error:
+        source[1]
+    assert error.value.reason == reason
+
+
 def test_a_shard_that_is_cut_off_gives_what_is_whole(tmp_path):
     path = tmp_path / "a.tar"
     shard(path, pair("a") | pair("b", image=encoded(np.zeros((64, 64, 3), np.uint8) + 7, "BMP")))

@@ -13,7 +13,7 @@ from data_pipelines.sources.layouts import records
 from data_pipelines.sources.pages import Pages
 from data_pipelines.sources.records import Examples, Fields
 from jmm.errors import UserError
-from tests.data_pipelines.sources.layouts import CAPTIONS, COUNT, encoded, parquet, picture, tar_shards
+from tests.data_pipelines.sources.layouts import CAPTIONS, COUNT, encoded, folder_csv, parquet, picture, tar_shards
 
 
 def pages(path, *lines):
@@ -51,7 +51,7 @@ def test_pages_keep_the_order_of_text_and_pictures(tmp_path):
         ({"content": [{"image": "../../etc/passwd"}]}, "name", "lies outside"),
         ({"content": [{"image": "/etc/passwd"}]}, "name", "lies outside"),
         ({"content": [{"image": "nowhere.png"}]}, "field", "there is no nowhere.png that can be read"),
-        ({"content": [{"image": "a\0b"}]}, "field", "that can be read"),
+        ({"content": [{"image": "a\0b"}]}, "name", "is no name of a file"),
     ],
 )
 def test_a_broken_page(tmp_path, page, reason, says):
@@ -112,6 +112,22 @@ def test_captions_of_what_is_not_there(tmp_path):
     (tmp_path / "captions.csv").write_text("file_name,caption\nb.wav,a tone\n")
     with pytest.raises(UserError, match=r"line 2 of .*captions.csv names b.wav, which is not in"):
         records(str(tmp_path)).open()
+
+
+def test_a_folder_in_a_bucket(tmp_path):
+    import fsspec
+
+    there = fsspec.filesystem("memory")
+    folder_csv(tmp_path / "own")
+    for file in (tmp_path / "own").iterdir():
+        there.pipe_file(f"/photos/{file.name}", file.read_bytes())
+    source = Examples(records("memory://photos").open(), Fields())
+    assert [source[i]["caption"] for i in range(COUNT)] == list(CAPTIONS)
+    np.testing.assert_array_equal(source[4]["image"], picture(4))
+    there.pipe_file("/photos/captions.csv", b"file_name,caption\n../a.png,a\n/a.png,b\nlost.png,c\n")
+    for index, says in enumerate(["line 2 of .* lies outside", "line 3 of .* lies outside", "there is no lost.png"]):
+        with pytest.raises(Broken, match=says):
+            Examples(records("memory://photos").open(), Fields())[index]
 
 
 @pytest.mark.parametrize(("write", "suffix"), [(tar_shards, "tar"), (parquet, "parquet")])
