@@ -29,6 +29,6 @@ def each(work: Callable[[int], object], numbers: list[int], flags: str) -> None:
     try:
         with apache_beam.Pipeline(options=options) as pipeline:
             # Shuffled anew: else one worker would be given all that one source made.
-            _ = pipeline | apache_beam.Create(numbers) | apache_beam.Reshuffle() | apache_beam.Map(work)
+            _ = pipeline | apache_beam.Create(numbers) | apache_beam.Reshuffle() | "write" >> apache_beam.Map(work)
     except Exception as error:
         raise UserError(f"the Beam pipeline failed ({error}); the same command goes on") from error

@@ -3,10 +3,12 @@
 import json
 import shutil
 import sys
+from functools import partial
 
 import pytest
 
-from data_pipelines.convert import FINISHED, MANIFEST, checked, convert, share
+from data_pipelines.convert import FINISHED, MANIFEST, checked, convert, share, write_shard
+from data_pipelines.on_beam import each
 from data_pipelines.sources.layouts import records
 from jmm.errors import UserError
 from tests.data_pipelines.sources.layouts import CAPTIONS, COUNT, encoded, folder_csv, picture, tar_shards
@@ -116,6 +118,12 @@ def test_beam_makes_the_same(tmp_path):
     (tmp_path / "source").rename(tmp_path / "gone")
     with pytest.raises(UserError, match="there is no"):
         convert(source, str(to), 3, beam="", say=said.append)
+
+
+def test_work_that_fails_on_beam_is_told(tmp_path):
+    pytest.importorskip("apache_beam", reason="Beam wants an environment of its own, see the README")
+    with pytest.raises(UserError, match="the Beam pipeline failed .there is no .*nowhere"):
+        each(partial(write_shard, str(tmp_path / "nowhere"), "train", str(tmp_path), 1), [0], "")
 
 
 def test_without_beam_it_is_said(tmp_path, monkeypatch):
