@@ -172,7 +172,7 @@ def write(path: str, data: bytes) -> None:
     """A small file, whole or not at all; folders above it are made."""
     if is_remote(path):
         store = filesystem(path)
-        store.makedirs(store._parent(path), exist_ok=True)
+        store.makedirs(path.rsplit("/", 1)[0], exist_ok=True)
         store.pipe_file(path, data)
     else:
         Path(path).parent.mkdir(parents=True, exist_ok=True)

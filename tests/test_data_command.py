@@ -26,7 +26,7 @@ def test_inspect_counts_lists_and_draws(capsys, tmp_path):
     assert code == 0 and not err
     assert f"Folder: {COUNT} records, of which {COUNT} were read" in out
     assert "image    in 4   5 to 16 pixels a shorter side, median 6.5" in out
-    assert "broken   1, 1 image" in out and "1.png: " in out
+    assert "broken   1, 1 image" in out and "captions.csv (1.png): " in out
     with Image.open(sheet) as drawn:
         pixels = np.asarray(drawn)
     assert pixels.shape[1] == 4 * (224 + 24) and (pixels < 128).any()

@@ -2,8 +2,8 @@
 
     tfds build data_pipelines/builders/drawn_scenes.py --file_format=array_record --data_dir=DIR
 
-gives DIR/drawn_scenes/1.0.0, which `TFDS("DIR/drawn_scenes/1.0.0")` reads. The command needs `apache-beam`;
-`DrawnScenes(data_dir=DIR, file_format="array_record").download_and_prepare()` needs it not. A picture is handed
+gives DIR/drawn_scenes/1.0.0, which `TFDS("DIR/drawn_scenes/1.0.0")` reads. The command imports Beam and TensorFlow;
+`DrawnScenes(data_dir=DIR, file_format="array_record").download_and_prepare()` does not. A picture is handed
 over as the bytes of a file: given as an array, TFDS would encode it with TensorFlow.
 """
 

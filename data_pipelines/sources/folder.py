@@ -41,8 +41,12 @@ class FolderRecords:
         return len(self.file.lines)
 
     def where(self, index: int) -> str:
-        """The line of the captions file."""
-        return self.file.where(index)
+        """The line of the captions file and the file that it names."""
+        line = self.file.where(index)
+        try:
+            return f"{line} ({self.file.row(index)[0]})"
+        except Broken:
+            return line
 
     def __getitem__(self, index: int) -> Record:
         name, others = self.file.row(index)

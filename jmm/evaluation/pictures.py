@@ -47,7 +47,8 @@ def curves(path: Path, panels: Mapping[str, Mapping[str, Curve]], title: str, of
             marker = "o" if len(points) < 30 else None
             last = f"{label} {values[-1]:.3g}".strip()
             axes.plot(steps, values, color=color, linewidth=1.6, marker=marker, markersize=4, label=last)
-        axes.set_title(name.replace("_", " ").replace("/", ": "), fontsize=11, color=INK, pad=22)
+        title = name.replace("_", " ").replace("/", ": ")
+        axes.set_title(title, fontsize=11, color=INK, pad=8 + 14 * -(-len(lines) // 3))
         axes.set_xlabel(of, color=INK)
         # Above the axes, where no curve can run through it.
         axes.legend(frameon=False, fontsize=9, ncols=3, loc="lower center", bbox_to_anchor=(0.5, 0.98))

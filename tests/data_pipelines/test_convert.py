@@ -122,7 +122,7 @@ def test_beam_makes_the_same(tmp_path):
 
 def test_work_that_fails_on_beam_is_told(tmp_path):
     pytest.importorskip("apache_beam", reason="Beam wants an environment of its own, see the README")
-    with pytest.raises(UserError, match="the Beam pipeline failed .there is no .*nowhere"):
+    with pytest.raises(UserError, match=r"the Beam pipeline failed .there is no .*nowhere"):
         each(partial(write_shard, str(tmp_path / "nowhere"), "train", str(tmp_path), 1), [0], "")
 
 

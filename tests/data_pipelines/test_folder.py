@@ -130,7 +130,7 @@ def test_a_damaged_picture_is_named_while_training(folder, threads):
     data = ImageFolder(str(folder), preprocess=Preprocess((4, 4)))
     with (
         training_batches(data, 1, seed=0, threads=threads) as batches,
-        pytest.raises(UserError, match=r"line 2 of .*captions\.csv: .* not a readable image"),
+        pytest.raises(UserError, match=r"line 2 of .*captions\.csv \(.*\): .* not a readable image"),
     ):
         next(batches)
 
