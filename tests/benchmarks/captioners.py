@@ -1,9 +1,9 @@
 """Captioners on a CPU against PyTorch, one thread each, float32, batches of 8.
 
 A CoCa with ViT-S/16 at 224 px, poolers of 64 queries and of one, and a decoder of 6 + 6 layers, 384 wide, over 64
-tokens of 32,000. PyTorch has the same shapes made of its own layers, runs eagerly and trains with its fused AdamW.
-Every contestant is a process of its own; they run in turn, and a figure is the median over the turns of the ratio of
-their processor times. Compilation comes before.
+tokens of 32,000, trained with remat="dots", which asks for half the memory. PyTorch has the same shapes made of its own
+layers, runs eagerly and trains with its fused AdamW. Every contestant is a process of its own; they run in turn, and a
+figure is the median over the turns of the ratio of their processor times. Compilation comes before.
 
 python -m tests.benchmarks.captioners --json figures.json
 """
@@ -47,7 +47,7 @@ def coca_config() -> "Config":
     from jmm.models.vit import ImageTower
     from jmm.parts.transformer import TransformerConfig
 
-    tower = TransformerConfig(WIDTH, IMAGE_DEPTH, HEADS, MLP, scan=False)
+    tower = TransformerConfig(WIDTH, IMAGE_DEPTH, HEADS, MLP, remat="dots")
     half = replace(tower, depth=HALF_DEPTH)
     return Config(
         ImageTower(tower, (SIZE, SIZE), PATCH, pool="none"),
