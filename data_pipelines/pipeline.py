@@ -24,8 +24,8 @@ from jmm.errors import UserError
 
 
 def ordered(dataset: Dataset, seed: int, skipped: Skipped | None = None) -> grain.MapDataset[Any]:
-    """The endless global list of augmented training examples as arrays. Broken records are replaced, and counted in
-    `skipped`.
+    """The endless global list of augmented training examples as `Preprocess.fields` makes them. Broken records are
+    replaced, and counted in `skipped`.
 
     Raises:
       UserError: a negative seed, or a dataset without training examples.
@@ -38,7 +38,7 @@ def ordered(dataset: Dataset, seed: int, skipped: Skipped | None = None) -> grai
         seen = dataset.augment(example, rng)
         # What the augmentation has brought to the model's size stays: it may be cut out of the middle only once.
         there = "image" in seen and seen["image"].shape == (*preprocess.image_size, preprocess.channels)
-        return preprocess.arrays(seen if there else fitted(seen, preprocess))
+        return preprocess.fields(seen if there else fitted(seen, preprocess))
 
     return _shuffled(dataset, seed, skipped or Skipped()).seed(seed).random_map(prepare)
 
@@ -115,7 +115,8 @@ def training_batches(
         read = examples.batch(each, drop_remainder=True, batch_fn=dataset.pack)
     else:
         each, ahead = batch_size, 16
-        read = examples.batch(batch_size // processes, drop_remainder=True)[process::processes]
+        share, stack = batch_size // processes, dataset.preprocessor().batch
+        read = examples.batch(share, drop_remainder=True, batch_fn=stack)[process::processes]
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead if threads else 0)
     iterator = iter(read.to_iter_dataset(options))
     grain.experimental.set_next_index(iterator, next_example // each)
@@ -132,7 +133,7 @@ def held_out(dataset: Dataset, count: int | None = None) -> tuple[list[Example],
     """Held-out examples: as they are (images fitted), and as one batch of arrays. Arguments and errors as of
     `held_out_examples`."""
     examples = held_out_examples(dataset, count)
-    return examples, _stacked(examples, dataset.preprocessor())
+    return examples, _batch(examples, dataset.preprocessor())
 
 
 def training_arrays(dataset: Dataset) -> Arrays:
@@ -144,7 +145,7 @@ def training_arrays(dataset: Dataset) -> Arrays:
     source, preprocess = dataset.source("train"), dataset.preprocessor()
     if not len(source):
         raise UserError(f"{type(dataset).__name__} has no training examples")
-    return _stacked(_good(source, range(len(source)), preprocess), preprocess)
+    return _batch(_good(source, range(len(source)), preprocess), preprocess)
 
 
 def _good(source: Source, places: Iterable[int], preprocess: Preprocess) -> list[Example]:
@@ -164,9 +165,8 @@ def _good(source: Source, places: Iterable[int], preprocess: Preprocess) -> list
     return found
 
 
-def _stacked(examples: list[Example], preprocess: Preprocess) -> Arrays:
-    arrays = [preprocess.arrays(example) for example in examples]
-    return {name: np.stack([each[name] for each in arrays]) for name in arrays[0]}
+def _batch(examples: list[Example], preprocess: Preprocess) -> Arrays:
+    return preprocess.batch([preprocess.fields(example) for example in examples])
 
 
 def held_out_examples(dataset: Dataset, count: int | None = None) -> list[Example]:

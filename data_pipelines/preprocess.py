@@ -75,9 +75,12 @@ class Preprocess:
         how = self.resize if isinstance(self.resize, str) else round(self.resize * ratio)
         return replace(self, image_size=image_size, resize=how)
 
-    def normalise(self, image: Shaped[np.ndarray, "H W C"]) -> Float[np.ndarray, "H W C"]:
-        """Pixels 0–255 to float32 (x · scale − mean) / std."""
-        pixels = image.astype(np.float32, order="C")
+    def normalise(
+        self, image: Shaped[np.ndarray, "H W C"], out: Float[np.ndarray, "H W C"] | None = None
+    ) -> Float[np.ndarray, "H W C"]:
+        """Pixels 0–255 to float32 (x · scale − mean) / std, in `out` where that is given."""
+        pixels = np.empty(image.shape, np.float32) if out is None else out
+        pixels[:] = image
         # In place and by whole rows: new arrays, and rows of one pixel's channels, took four times as long.
         rows = pixels.reshape(*image.shape[:-2], -1)
         rows /= np.float32(1 / self.scale)
@@ -129,11 +132,39 @@ class Preprocess:
 
     def arrays(self, example: dict[str, Any]) -> Arrays:
         """One example, its image already fitted, to the fields of a batch."""
+        return {name: np.asarray(rows[0]) for name, rows in self.batch([self.fields(example)]).items()}
+
+    def batch(self, examples: Sequence[Arrays]) -> Arrays:
+        """Examples of which `fields` has made arrays.
+
+        Raises:
+          ValueError: they have not all the same fields.
+        """
+        names = examples[0].keys() | ({"image"} if self.image_optional else set())
+        if any((each.keys() | (names & {"image"})) != names for each in examples):
+            raise ValueError(f"all examples of a batch must have the fields {', '.join(sorted(names))}")
+        batch = {name: np.stack([each[name] for each in examples]) for name in names - {"image"}}
+        if "image" in names:
+            batch["image"] = self._pixels([each.get("image") for each in examples])
+        return batch
+
+    def _pixels(self, images: Sequence[np.ndarray | None]) -> Float[np.ndarray, "B H W C"]:
+        """Normalised where they lie in the batch: an array for each, and copying it, took a tenth of the pipeline's
+        time. Zeros where there is none."""
+        shape = next((image.shape for image in images if image is not None), (*self.image_size, self.channels))
+        pixels = np.empty((len(images), *shape), np.float32)
+        for image, out in zip(images, pixels, strict=True):
+            if image is None:
+                out[:] = 0
+            else:
+                self.normalise(image, out)
+        return pixels
+
+    def fields(self, example: dict[str, Any]) -> Arrays:
+        """One example, its image already fitted, as arrays; pixels are bytes still, for `batch` to normalise."""
         arrays: Arrays = {}
         if "image" in example:
-            arrays["image"] = self.normalise(example["image"])
-        elif self.image_optional:
-            arrays["image"] = np.zeros((*self.image_size, self.channels), np.float32)
+            arrays["image"] = example["image"]
         if self.image_optional:
             arrays["image_mask"] = np.asarray("image" in example)
         if "prompt" in example:
@@ -157,7 +188,7 @@ class Preprocess:
             raise ValueError("there is nothing to preprocess: the list is empty")
         batch: Arrays = {}
         if images is not None:
-            batch["image"] = np.stack([self.normalise(self.fit(image)) for image in images])
+            batch["image"] = self._pixels([self.fit(image) for image in images])
         if texts is not None:
             texts = [self._asked(text) for text in texts]
             rows = self._longest(texts) if self.padding == "longest" else map(self.text, texts)

@@ -55,17 +55,14 @@ def throughput(
     found["decode"], seconds["decode"] = _timed(data.fields.example, found["read"])
 
     def transform(example: Any) -> Any:
-        return data.preprocess.arrays(fitted(data.augment(example, rng), data.preprocess))
+        return data.preprocess.fields(fitted(data.augment(example, rng), data.preprocess))
 
     found["transform"], seconds["transform"] = _timed(transform, found["decode"])
     ready = found["transform"]
     if len(ready) < batch_size:
         raise UserError(f"{source} gave {len(ready)} good examples, less than a batch of {batch_size}")
     starts = range(0, len(ready) - batch_size + 1, batch_size)
-    _, whole = _timed(
-        lambda start: {name: np.stack([each[name] for each in ready[start : start + batch_size]]) for name in ready[0]},
-        starts,
-    )
+    _, whole = _timed(lambda start: data.preprocess.batch(ready[start : start + batch_size]), starts)
     seconds["batch"] = whole / batch_size
     with training_batches(data, batch_size, 0, threads=threads) as batches:
         next(batches)  # the first one waits for the threads to begin

@@ -207,3 +207,14 @@ def test_an_example_without_a_picture():
     without, with_one = (optional.arrays(example) for example in ({}, {"image": np.zeros((2, 3, 1), np.uint8)}))
     assert not without["image_mask"] and not without["image"].any() and without["image"].shape == (2, 3, 1)
     assert with_one["image_mask"] and (with_one["image"] == -1).all()
+
+
+def test_a_batch_has_all_examples_fields():
+    how = Preprocess((2, 3), channels=1, image_optional=True)
+    examples = [{"image": np.full((2, 3, 1), 255, np.uint8), "label": 1}, {"label": 2}]
+    found = how.batch([how.fields(example) for example in examples])
+    assert found["image"].dtype == np.float32 and found["image"][:, 0, 0, 0].tolist() == [1, 0]
+    assert found["image_mask"].tolist() == [True, False] and found["label"].tolist() == [1, 2]
+    for other in ({"label": 2, "caption": "a"}, {"image": examples[0]["image"]}):
+        with pytest.raises(ValueError, match="must have the fields image, image_mask, label"):
+            how.batch([how.fields(example) for example in (examples[0], other)])
