@@ -4,9 +4,13 @@ from typing import Literal
 
 from jmm.errors import UserError
 
-Reason = Literal["image", "pixels", "audio", "caption", "field", "record", "name"]
+Reason = Literal["image", "pixels", "audio", "caption", "field", "record", "name", "shard"]
 """An image or a sound that cannot be read, and an image of too many pixels; an empty caption; a missing field; a record
-that is cut off, or none; a name that leads out of its archive."""
+that is cut off, or none; a name that leads out of its archive; a file of records that cannot be opened."""
+
+
+class Unreadable(UserError):
+    """A file of records that cannot be opened."""
 
 
 class Broken(UserError):

@@ -8,7 +8,7 @@ from typing import Literal
 
 import numpy as np
 from jaxtyping import Float, Shaped, UInt8
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from data_pipelines.broken import Broken, Reason
 from jmm.errors import UserError
@@ -71,6 +71,8 @@ class TooLarge(ValueError):
 
 def _broken(what: str, be: str, error: Exception) -> Broken:
     reason: Reason = "pixels" if isinstance(error, TooLarge) else "image"
+    if isinstance(error, UnidentifiedImageError):  # its own words name an address in memory
+        error = ValueError("in no known format")
     return Broken(reason, f"{what} {be} not a readable image ({error}); replace it or take it out")
 
 

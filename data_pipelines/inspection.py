@@ -120,6 +120,8 @@ def _thumbnail(example: Example) -> Example:
 
 def _square(image: np.ndarray) -> np.ndarray:
     picture = Image.fromarray(np.repeat(image, 3 // image.shape[2], axis=2) if image.shape[2] == 1 else image)
+    if (factor := CELL // max(picture.size)) > 1:
+        picture = picture.resize((factor * picture.width, factor * picture.height), Image.Resampling.NEAREST)
     picture.thumbnail((CELL, CELL))
     paper = Image.new("RGB", (CELL, CELL), "white")
     paper.paste(picture, ((CELL - picture.width) // 2, (CELL - picture.height) // 2))

@@ -6,10 +6,9 @@ from typing import Any
 import numpy as np
 
 from data_pipelines import files
-from data_pipelines.broken import Broken
+from data_pipelines.broken import Broken, Unreadable
 from data_pipelines.sources.extra import needed
-from data_pipelines.sources.records import Raw, Record
-from jmm.errors import UserError
+from data_pipelines.sources.records import Files, Raw, Record, opened
 
 ARRAY = "ndarray"
 """The only key of a map that stands for an array, whose value is [type, shape, bytes]."""
@@ -26,14 +25,21 @@ class ArrayRecord:
         """The records of all files, in the order of their names.
 
         Raises:
-          UserError: there is no file, or one is no ArrayRecord file.
+          UserError: there is no file, or none is an ArrayRecord file.
         """
-        module = needed("array_record.python.array_record_data_source", "data", self.path)
         paths = files.shards(self.path, (".array_record",))
         try:
-            return Packed(self.path, module.ArrayRecordDataSource(paths))
-        except (RuntimeError, ValueError) as error:
-            raise UserError(f"{self.path} holds a file that is no ArrayRecord ({error})") from error
+            return _packed(self.path, paths)
+        except Unreadable:
+            return Files(opened(paths, lambda path: _packed(path, [path])))
+
+
+def _packed(path: str, paths: list[str]) -> "Packed":
+    module = needed("array_record.python.array_record_data_source", "data", path)
+    try:
+        return Packed(path, module.ArrayRecordDataSource(paths))
+    except (RuntimeError, ValueError) as error:
+        raise Unreadable(f"{path} is no readable ArrayRecord ({error})") from error
 
 
 @dataclass(frozen=True)

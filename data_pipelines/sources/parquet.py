@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from data_pipelines import files
-from data_pipelines.broken import Broken
+from data_pipelines.broken import Broken, Unreadable
 from data_pipelines.sources.extra import needed
-from data_pipelines.sources.records import Files, Raw, Record
+from data_pipelines.sources.records import Files, Raw, Record, opened
 from jmm.errors import UserError
 
 GROUPS = 4
@@ -32,9 +32,10 @@ class Parquet:
         """The rows of all files, in the order of their names.
 
         Raises:
-          UserError: there is no file, one is no Parquet file or lacks a column, or pyarrow is not installed.
+          UserError: there is no file, none is a Parquet file, one lacks a column, or pyarrow is not installed.
         """
-        return Files([ParquetFile(path, self.columns) for path in files.shards(self.path, (".parquet",))])
+        paths = files.shards(self.path, (".parquet",))
+        return Files(opened(paths, lambda path: ParquetFile(path, self.columns)))
 
 
 class ParquetFile:
@@ -47,7 +48,9 @@ class ParquetFile:
             where = files.filesystem(path).open(path, "rb") if files.is_remote(path) else path
             self._file = parquet.ParquetFile(where)
         except (pyarrow.ArrowException, OSError) as error:
-            raise UserError(f"{path} is no readable Parquet file ({error})") from error
+            # In a bucket it may be the network, which is no reason to go on without the file.
+            kind = UserError if files.is_remote(path) and isinstance(error, OSError) else Unreadable
+            raise kind(f"{path} is no readable Parquet file ({error})") from error
         about = self._file.metadata
         self._ends = np.array(list(accumulate(about.row_group(i).num_rows for i in range(about.num_row_groups))), int)
         names = self._file.schema_arrow.names

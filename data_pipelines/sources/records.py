@@ -8,7 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from data_pipelines.audio import read_sound, resample
-from data_pipelines.broken import Broken
+from data_pipelines.broken import Broken, Unreadable
 from data_pipelines.images import decode_image
 from data_pipelines.protocol import Example
 from jmm.errors import UserError
@@ -110,6 +110,41 @@ class Examples:
             return self.fields.example(self.raw[index])
         except Broken as error:
             raise Broken(error.reason, f"{self.raw.where(index)}: {error}") from error
+
+
+@dataclass(frozen=True)
+class Lost:
+    """A file that cannot be opened, so that no one knows how many records it has: a broken one stands for them."""
+
+    error: Unreadable
+
+    def __len__(self) -> int:
+        return 1
+
+    def where(self, index: int) -> str:
+        """The error names it."""
+        return "a whole file"
+
+    def __getitem__(self, index: int) -> Record:
+        raise Broken("shard", str(self.error))
+
+
+def opened(paths: Sequence[str], open_one: Callable[[str], Raw]) -> list[Raw]:
+    """Each file, or that it is lost.
+
+    Raises:
+      UserError: all of them are, or one cannot be opened for another reason.
+    """
+    found: list[Raw] = []
+    for path in paths:
+        try:
+            found.append(open_one(path))
+        except Unreadable as error:
+            found.append(Lost(error))
+    lost = [each for each in found if isinstance(each, Lost)]
+    if len(lost) == len(found):
+        raise lost[0].error
+    return found
 
 
 class Files:

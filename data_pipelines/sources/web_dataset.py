@@ -21,9 +21,8 @@ from typing import Any
 import numpy as np
 
 from data_pipelines import files
-from data_pipelines.broken import Broken
-from data_pipelines.sources.records import Files, Raw, Record
-from jmm.errors import UserError
+from data_pipelines.broken import Broken, Unreadable
+from data_pipelines.sources.records import Files, Raw, Record, opened
 
 UNSAFE, CUT = "!name", "!record"
 """Columns of an index: a file of the record has a name that leads out of the archive; the archive ends within it."""
@@ -40,9 +39,9 @@ class WebDataset:
         """The records of all shards, in the order of their names.
 
         Raises:
-          UserError: there is no shard, or one is no tar archive.
+          UserError: there is no shard, or none is a tar archive.
         """
-        return Files([Shard(path) for path in files.shards(self.path, (".tar",))])
+        return Files(opened(files.shards(self.path, (".tar",)), _indexed_shard))
 
 
 @dataclass(frozen=True)
@@ -79,6 +78,12 @@ class Shard:
         return record
 
 
+def _indexed_shard(path: str) -> Shard:
+    shard = Shard(path)
+    len(shard)
+    return shard
+
+
 def indexed(path: str) -> np.ndarray:
     """The index of a shard: the one kept beside it if it is younger than the shard, else a new one, which is kept."""
     if files.is_remote(path):
@@ -108,7 +113,7 @@ def make_index(archive: Any, path: str, size: int) -> np.ndarray:
     """Reads the headers of an archive.
 
     Raises:
-      UserError: it is no tar archive.
+      Unreadable: it is no tar archive.
     """
     records: list[dict[str, tuple[int, int]]] = []
     last = None
@@ -129,7 +134,7 @@ def make_index(archive: Any, path: str, size: int) -> np.ndarray:
                     records[-1][CUT] = 0, 1
     except tarfile.ReadError as error:
         if not records:
-            raise UserError(f"{path} is no tar archive ({error})") from error
+            raise Unreadable(f"{path} is no tar archive ({error})") from error
         if CUT not in records[-1]:
             records.append({CUT: (0, 1)})
     endings = sorted({ending for record in records for ending in record} | {UNSAFE, CUT})

@@ -4,6 +4,7 @@ import io
 import json
 import tarfile
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from data_pipelines.sources.array_record import pack, unpack
 from data_pipelines.sources.layouts import records
 from data_pipelines.sources.records import Examples, Fields
 from jmm.errors import UserError
-from tests.data_pipelines.sources.layouts import add, encoded, picture
+from tests.data_pipelines.sources.layouts import CAPTIONS, add, array_record, encoded, parquet, picture, tar_shards
 
 GOOD = encoded(picture(0))
 
@@ -109,10 +110,22 @@ def test_a_shard_that_is_cut_off_gives_what_is_whole(tmp_path):
     assert error.value.reason == "record"
 
 
-def test_what_is_no_archive_is_refused(tmp_path):
-    (tmp_path / "a.tar").write_bytes(b"no archive" * 100)
-    with pytest.raises(UserError, match=r"a.tar is no tar archive"):
-        len(records(str(tmp_path / "a.tar")).open())
+LAYOUTS = {"tar": tar_shards, "parquet": parquet, "array_record": array_record}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_file_that_cannot_be_opened_stands_for_one_broken_record(tmp_path, layout):
+    folder = Path(LAYOUTS[layout](tmp_path / "shards"))
+    lost = folder / f"zzz.{layout}"
+    lost.write_bytes(b"no such thing" * 100)
+    raw, skipped = records(str(folder)).open(), Skipped(share=1.0)
+    source = Careful(Examples(raw, Fields()), "mine", skipped)
+    assert [source[i]["caption"] for i in range(len(source))] == [*CAPTIONS, CAPTIONS[0]]
+    assert skipped.counts == {"shard": 1} and f"zzz.{layout} is no " in skipped.unlisted()[0]["message"]
+    for path in folder.glob(f"*.{layout}"):
+        path.write_bytes(lost.read_bytes())
+    with pytest.raises(UserError, match=rf"\.{layout} is no .*(tar archive|Parquet|ArrayRecord)"):
+        records(str(folder)).open()
 
 
 def test_links_and_devices_in_an_archive_are_not_followed(tmp_path):
