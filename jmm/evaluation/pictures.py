@@ -15,7 +15,10 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-COLORS = ("#2a6fbb", "#e08a1e", "#4c9f70", "#8a5fbf", "#d1495b")
+COLORS = (
+    *("#2a6fbb", "#e08a1e", "#4c9f70", "#8a5fbf", "#d1495b"),
+    *("#37b2b5", "#8c6239", "#e58fc4", "#9a9a1f", "#6b7280"),
+)
 INK, PALE, RULE = "#222222", "#767676", "#d9d9d9"
 RIGHT, WRONG = "#2e7d4f", "#c0392b"
 
