@@ -99,9 +99,7 @@ def test_a_bucket_holds_the_same(tmp_path):
 
 
 def test_beam_makes_the_same(tmp_path):
-    pytest.importorskip(
-        "apache_beam", reason="it needs other versions of pyarrow and Pillow; .ci/run has it on its own"
-    )
+    pytest.importorskip("apache_beam", reason="Beam wants an environment of its own, see the README")
     source, to = tar_shards(tmp_path / "source"), tmp_path / "to"
     made(source, tmp_path / "by hand")
     said = []
