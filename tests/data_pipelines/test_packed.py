@@ -1,5 +1,6 @@
 """Packed texts: every text once, in rows that are the same for any processes, threads and starts."""
 
+import threading
 from dataclasses import dataclass, replace
 from itertools import islice, pairwise
 
@@ -44,7 +45,13 @@ PACKED = Packed(Letters(), 24, window=16)
 
 def batches(data, batch_size, count, **where):
     with training_batches(data, batch_size, 3, threads=where.pop("threads", 0), **where) as iterator:
-        return list(islice(iterator, count))
+        found = list(islice(iterator, count))
+    # The threads of a closed pipeline end what they have begun. Beartype draws random numbers there, and Hypothesis
+    # allows nobody to do so while it draws its own.
+    for thread in threading.enumerate():
+        if thread.name.startswith("grain-prefetch"):
+            thread.join()
+    return found
 
 
 def texts(found):
