@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import PIL
 from jaxtyping import Float, Shaped, UInt8
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
@@ -169,19 +170,34 @@ Box = tuple[int, int, int, int]
 def squash_box(image: UInt8[np.ndarray, "h w C"], box: Box, size: tuple[int, int]) -> UInt8[np.ndarray, "H W C"]:
     """A part of a training image brought to `size` (height, width), bicubic.
 
-    With the extra `fast` in a fifth of the time, and in photographs within two of 255 levels of what `resize` gives,
-    which evaluation and users' own pictures always go through.
+    With the extra `fast` in a fifth of the time, and 99% and more of the levels are those that `resize` gives, which
+    evaluation and users' own pictures always go through; others are one off, and one in a hundred thousand two.
     """
     top, left, height, width = box
     part = image[top : top + height, left : left + width]
     if cykooz_resizer is None or image.shape[2] not in (1, 3):
         return resize(np.ascontiguousarray(part), size, "squash")
     kind = cykooz_resizer.PixelType.U8 if image.shape[2] == 1 else cykooz_resizer.PixelType.U8x3
-    large = cykooz_resizer.ImageData(width, height, kind, part.tobytes())
-    small = cykooz_resizer.ImageData(size[1], size[0], kind)
     bicubic = cykooz_resizer.ResizeAlg.convolution(cykooz_resizer.FilterType.catmull_rom)
-    cykooz_resizer.Resizer().resize(large, small, cykooz_resizer.ResizeOptions(bicubic))
-    return np.frombuffer(small.get_buffer(), np.uint8).reshape(*size, -1)
+    options, resizer = cykooz_resizer.ResizeOptions(bicubic), cykooz_resizer.Resizer()
+    # One direction at a time, in Pillow's order: what overshoots is cut off, and rounded, where Pillow does so.
+    between = (size[0], width) if _down_first((height, width), size) else (height, size[1])
+    large = cykooz_resizer.ImageData(width, height, kind, part.tobytes())
+    for rows, columns in (between, size):
+        small = cykooz_resizer.ImageData(columns, rows, kind)
+        resizer.resize(large, small, options)
+        large = small
+    return np.frombuffer(large.get_buffer(), np.uint8).reshape(*size, -1)
+
+
+ACROSS_FIRST = int(PIL.__version__.split(".")[0]) < 13
+"""Whether Pillow always brings the width to size before the height, as it did before its version 13."""
+
+
+def _down_first(have: tuple[int, int], want: tuple[int, int]) -> bool:
+    """Whether Pillow brings the height to size before the width: it shrinks, and by more than twice as many pixels."""
+    rows, columns = (old - new for old, new in zip(have, want, strict=True))
+    return not ACROSS_FIRST and rows > max(0, 2 * columns)
 
 
 def _middle(image: UInt8[np.ndarray, "h w C"], size: tuple[int, int]) -> UInt8[np.ndarray, "H W C"]:
