@@ -12,8 +12,9 @@ On two CPU cores, with `JAX_NUM_CPU_DEVICES=2` and large pages (README), 23 minu
                  read/exact 0.9725, question/accuracy 0.8800 (what colour 0.96, how many 0.85, is there 0.95, how two
                  stand to each other 0.60, the others 0.94 and more)
 
-How two stand to each other is learnt last: with 4,900 steps, in 26 minutes, questions were answered 0.9475. To ask for
-it in `look` as well did not bring it sooner, and took from the others. Without `look`, 4,800 steps gave 0.79.
+How two stand to each other is learnt last: with 4,900 steps of about these shares, in 26 minutes, questions were
+answered 0.9475. To ask for it in `look` as well, for 3,800, did not bring it sooner, and took from the others. Without
+`look`, 4,800 steps gave 0.79.
 """
 
 from dataclasses import replace
