@@ -10,15 +10,15 @@ from pathlib import Path
 
 import numpy as np
 
-from data_pipelines.augmentations import AREA, ASPECT, random_box
 from data_pipelines.images import list_images, read_image
 from data_pipelines.preprocess import Preprocess
 from data_pipelines.protocol import Example, Source, Split
+from data_pipelines.view import RandomView
 from jmm.errors import UserError
 
 
 @dataclass(frozen=True)
-class ClassFolder:
+class ClassFolder(RandomView):
     """Images with the label of the folder that they lie in; a random part of each is seen in training."""
 
     path: str
@@ -27,12 +27,6 @@ class ClassFolder:
     """The one for training."""
     held_out: str = "val"
     """The other."""
-    area: tuple[float, float] = AREA
-    """The part of a training image that is seen, of all of it, and"""
-    aspect: tuple[float, float] = ASPECT
-    """its width over its height (Szegedy et al. 2014, section 6)."""
-    mirror: bool = True
-    """Half the training images are mirrored."""
     preprocess: Preprocess = field(default_factory=Preprocess)
     """Size of images."""
 
@@ -59,14 +53,9 @@ class ClassFolder:
         return found
 
     def augment(self, example: Example, rng: np.random.Generator) -> Example:
-        """A random part of the image, perhaps mirrored, at the size that the model reads."""
-        image = example["image"]
-        top, left, height, width = random_box((image.shape[0], image.shape[1]), rng, self.area, self.aspect)
-        part = image[top : top + height, left : left + width]
-        if self.mirror and rng.random() < 0.5:
-            part = part[:, ::-1]
-        squashed = Preprocess(self.preprocess.image_size, self.preprocess.channels, resize="squash")
-        return {**example, "image": squashed.fit(np.ascontiguousarray(part))}
+        """A random view of the image at the size that the model reads."""
+        cfg = self.preprocess
+        return {**example, "image": self.view(example["image"], cfg.image_size, cfg.channels, rng)}
 
     def preprocessor(self) -> Preprocess:
         """As configured."""

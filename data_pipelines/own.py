@@ -4,16 +4,15 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from data_pipelines.augmentations import random_box
-from data_pipelines.images import squash_box, to_channels
 from data_pipelines.preprocess import Preprocess
 from data_pipelines.protocol import Example, Source, Split
 from data_pipelines.sources.records import Examples, Fields, Records
+from data_pipelines.view import RandomView
 from jmm.errors import UserError
 
 
 @dataclass(frozen=True)
-class OwnData:
+class OwnData(RandomView):
     """Records of one layout, and what the model sees of them."""
 
     records: Records
@@ -24,11 +23,9 @@ class OwnData:
     """What the names in a record stand for."""
     hold_out: int = 10
     """Without records of their own, one in this many is held out."""
-    area: tuple[float, float] = (0.9, 1.0)
-    """The part of a training image that is seen, of all of it, and"""
-    aspect: tuple[float, float] = (3 / 4, 4 / 3)
-    """its width over its height; OpenCLIP's, whose captions must stay true of what is seen."""
-    mirror: bool = False
+    area: tuple[float, float] = field(default=(0.9, 1.0), kw_only=True)
+    """The part of a training image that is seen, of all of it; OpenCLIP's, whose captions must stay true of it."""
+    mirror: bool = field(default=False, kw_only=True)
     """Half the training images are mirrored, which is wrong where captions know left from right."""
     preprocess: Preprocess = field(default_factory=Preprocess)
     """Size of images and length of texts."""
@@ -40,15 +37,11 @@ class OwnData:
         return held_apart(Examples(self.records.open(), self.fields), self.hold_out, split)
 
     def augment(self, example: Example, rng: np.random.Generator) -> Example:
-        """A random part of the image, perhaps mirrored, at the size that the model reads."""
+        """A random view of the image, where there is one, at the size that the model reads."""
         if "image" not in example:
             return example
         cfg = self.preprocess
-        image = to_channels(example["image"], cfg.channels)
-        image = squash_box(image, random_box(image.shape[:2], rng, self.area, self.aspect), cfg.image_size)
-        if self.mirror and rng.random() < 0.5:
-            image = image[:, ::-1]
-        return {**example, "image": image}
+        return {**example, "image": self.view(example["image"], cfg.image_size, cfg.channels, rng)}
 
     def preprocessor(self) -> Preprocess:
         """As configured."""

@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_pipelines.augmentations import random_box
+from data_pipelines.augmentations import color_jitter, random_box
 from data_pipelines.classes import ClassFolder
 from data_pipelines.pipeline import held_out, training_batches
 from data_pipelines.preprocess import Preprocess
+from data_pipelines.rand_augment import rand_augment
 from jmm.errors import UserError
 
 
@@ -57,6 +58,34 @@ def test_half_are_mirrored(folder):
         assert image.shape == (16, 16, 3)
         kept.append(image[0, 0, 0] < image[0, -1, 0])
     assert 30 < sum(kept) < 70
+
+
+NONE = (0.0, 0.0, 0.0, 0.0)
+
+
+@pytest.mark.parametrize("magnitude, jitter", [(9, NONE), (0, (0.4, 0.4, 0.2, 0.1)), (9, (0.4, 0.0, 0.0, 0.0))])
+def test_what_is_seen_is_changed_by_the_same_numbers(folder, magnitude, jitter):
+    """RandAugment, then colors: as the functions themselves with what the box and the mirror left of the numbers."""
+    image = np.random.default_rng(0).integers(0, 256, (40, 50, 3), np.uint8)
+    plain, made = data(folder), data(folder, rand_augment=magnitude, jitter=jitter)
+    differ = 0
+    for seed in range(10):
+        rng = np.random.default_rng(seed)
+        expected = np.ascontiguousarray(plain.augment({"image": image, "label": 0}, rng)["image"])
+        seen = made.augment({"image": image, "label": 0}, np.random.default_rng(seed))["image"]
+        differ += not np.array_equal(seen, expected)
+        if magnitude:
+            expected = rand_augment(expected, rng, 2, magnitude)
+        if jitter != NONE:
+            expected = color_jitter(expected, rng, *jitter)
+        np.testing.assert_array_equal(seen, expected)
+    assert differ >= 8
+
+
+def test_grey_images_have_no_colors_to_change(folder):
+    grey = ClassFolder(str(folder), preprocess=Preprocess((16, 16), channels=1), rand_augment=9)
+    with pytest.raises(UserError, match=r"data\.rand_augment and data\.jitter need images of 3 channels, not 1"):
+        grey.augment({"image": np.zeros((20, 20, 3), np.uint8), "label": 0}, np.random.default_rng(0))
 
 
 def test_bad_folders_get_one_sentence(folder, tmp_path):
