@@ -19,3 +19,7 @@ class Broken(UserError):
     def __init__(self, reason: Reason, message: str):
         super().__init__(message)
         self.reason = reason
+
+    def __reduce__(self) -> tuple[type["Broken"], tuple[Reason, str]]:
+        """Workers send it to the process that they read for."""
+        return Broken, (self.reason, str(self))

@@ -40,15 +40,32 @@ class Skipped:
         Raises:
           UserError: those are too many.
         """
+        self.put(1, 1, {(name, place): error})
+
+    def put(self, read: int, times: int, broken: dict[tuple[str, int], Broken]) -> None:
+        """So many more were read, so many times a broken one: these.
+
+        Raises:
+          UserError: those are too many.
+        """
         with self._lock:
-            self.read += 1
-            self._times += 1
-            self.broken.setdefault((name, place), error)
-            if self.read >= ENOUGH and self._times > self.share * self.read:
+            self.read += read
+            self._times += times
+            for where, error in broken.items():
+                self.broken.setdefault(where, error)
+            if broken and self.read >= ENOUGH and self._times > self.share * self.read:
+                (name, place), error = next(reversed(broken.items()))
                 raise UserError(
                     f"{self._times} of {self.read} records of {name} are broken, more than the share of {self.share:g} "
                     f"that broken_share allows; the last is record {place}: {error}"
                 )
+
+    def take(self) -> tuple[int, int, dict[tuple[str, int], Broken]]:
+        """What came since the last call, for another's `put`; here it is forgotten."""
+        with self._lock:
+            taken = self.read, self._times, self.broken
+            self.read, self._times, self.broken = 0, 0, {}
+            return taken
 
     def unlisted(self) -> list[dict[str, str | int]]:
         """The broken records that no earlier call gave."""

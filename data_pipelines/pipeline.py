@@ -2,82 +2,26 @@
 
 The global order is one endless list of examples: epoch after epoch, each a new permutation. Step s trains on
 examples s·B … (s+1)·B − 1 of that list, and process p of P takes the p-th of the P equal runs of each batch. So
-the batches are the same on any number of processes and threads, and one number, the global index of the next
+the batches are the same on any number of processes, workers and threads, and one number, the global index of the next
 example, is the position of the whole pipeline. Of packed texts a batch has B rows, and the position is the number of
 the next row (`data_pipelines.packed`).
 """
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import Any
 
 import grain
 import numpy as np
 
 from data_pipelines.broken import Broken
-from data_pipelines.careful import Careful, Skipped
-from data_pipelines.mixture import Mixture, task_names
+from data_pipelines.careful import Skipped
+from data_pipelines.order import fitted, ordered
 from data_pipelines.packed import Packed
 from data_pipelines.preprocess import Arrays, Preprocess
 from data_pipelines.protocol import Dataset, Example, Source
+from data_pipelines.workers import Runs, Workers, examples_of
 from jmm.errors import UserError
-
-
-def ordered(dataset: Dataset, seed: int, skipped: Skipped | None = None) -> grain.MapDataset[Any]:
-    """The endless global list of augmented training examples as `Preprocess.fields` makes them. Broken records are
-    replaced, and counted in `skipped`.
-
-    Raises:
-      UserError: a negative seed, or a dataset without training examples.
-    """
-    if seed < 0:
-        raise UserError(f"the seed must be at least 0, not {seed}")
-    preprocess = dataset.preprocessor()
-
-    def prepare(example: Example, rng: np.random.Generator) -> Arrays:
-        seen = dataset.augment(example, rng)
-        # What the augmentation has brought to the model's size stays: it may be cut out of the middle only once.
-        there = "image" in seen and seen["image"].shape == (*preprocess.image_size, preprocess.channels)
-        return preprocess.fields(seen if there else fitted(seen, preprocess))
-
-    return _shuffled(dataset, seed, skipped or Skipped()).seed(seed).random_map(prepare)
-
-
-def _shuffled(dataset: Dataset, seed: int, skipped: Skipped) -> grain.MapDataset[Any]:
-    """The endless list of examples; in that of a mixture the parts take turns by their weights."""
-    if isinstance(dataset, Packed):
-        return _shuffled(dataset.dataset, seed, skipped)
-    if not isinstance(dataset, Mixture):
-        name = type(dataset).__name__
-        return _endless(name, Careful(dataset.source("train"), name, skipped), seed)
-    sources = zip(task_names(dataset), dataset.sources("train"), strict=True)
-    parts = [(name, Careful(source, name, skipped)) for name, source in sources]
-    mixed = _mixed([_endless(*part, seed) for part in parts], dataset.weights)
-    if dataset.later is None:
-        return mixed
-    # A seed of their own: with the same one the examples would come again in the order in which they came before.
-    fresh = int(np.random.SeedSequence([seed, 1]).generate_state(1)[0])
-    after = _mixed([_endless(*part, fresh) for part in parts], dataset.shares(dataset.later.weights))
-    # Only lists with an end can be joined: this one is not reached.
-    return grain.MapDataset.concatenate([mixed[: dataset.later.start], after[: 1 << 62]])
-
-
-def _mixed(parts: list[grain.MapDataset[Any]], weights: list[float]) -> grain.MapDataset[Any]:
-    return grain.MapDataset.mix(parts, weights) if len(parts) > 1 else parts[0]
-
-
-def _endless(name: str, source: Source, seed: int) -> grain.MapDataset[Any]:
-    """Epoch after epoch, each a new permutation."""
-    if not len(source):
-        raise UserError(f"{name} has no training examples")
-    return grain.MapDataset.source(source).seed(seed).shuffle().repeat()
-
-
-def fitted(example: Example, preprocess: Preprocess) -> Example:
-    """The example with its image brought to the model's size."""
-    if "image" not in example:
-        return example
-    return {**example, "image": preprocess.fit(example["image"])}
 
 
 @contextmanager
@@ -90,9 +34,10 @@ def training_batches(
     process: int = 0,
     processes: int = 1,
     threads: int = 2,
+    workers: int = 0,
     skipped: Skipped | None = None,
 ) -> Iterator[Iterator[Arrays]]:
-    """This process's share of each global batch, from the example `next_example` on, read ahead by threads.
+    """This process's share of each global batch, from the example `next_example` on, read ahead.
 
     Args:
       dataset: what to read.
@@ -102,31 +47,37 @@ def training_batches(
         the batch before.
       process: index of this process.
       processes: number of processes.
-      threads: that read ahead; 0 reads when asked.
+      threads: that read ahead, of this process or of each worker; without workers 0 reads when asked.
+      workers: processes that read for this one, which Python's one lock keeps from using many processors.
       skipped: where broken records are counted, also those that were read ahead.
 
     Raises:
       UserError: on the way, where too many records are broken.
     """
-    examples = ordered(dataset, seed, skipped)
+    examples = ordered(dataset, seed, skipped := skipped or Skipped())
     if isinstance(dataset, Packed):
         # Every process packs whole windows: in which row a text stands depends on all others of its window.
-        each, ahead = dataset.window, 2
-        read = examples.batch(each, drop_remainder=True, batch_fn=dataset.pack)
+        each = share = dataset.window
+        read, ahead = examples.batch(share, drop_remainder=True, batch_fn=dataset.pack), 2
+        first = next_example // each * each
     else:
-        each, ahead = batch_size, 16
-        share, stack = batch_size // processes, dataset.preprocessor().batch
-        read = examples.batch(share, drop_remainder=True, batch_fn=stack)[process::processes]
-    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead if threads else 0)
-    iterator = iter(read.to_iter_dataset(options))
-    grain.experimental.set_next_index(iterator, next_example // each)
-    try:
+        each, share = batch_size, batch_size // processes
+        stack = dataset.preprocessor().batch
+        read, ahead = examples.batch(share, drop_remainder=True, batch_fn=stack)[process::processes], 16
+        first = next_example // each * each + process * share
+    iterator: Any
+    if workers:
+        iterator = Workers(dataset, seed, Runs(first, share, each), workers, threads, skipped)
+    else:
+        options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead if threads else 0)
+        iterator = iter(read.to_iter_dataset(options))
+        grain.experimental.set_next_index(iterator, next_example // each)
+    with closing(iterator):
         if isinstance(dataset, Packed):
-            yield dataset.batches(iterator, next_example, batch_size, process, processes)
+            windows = map(dataset.pack, map(examples_of, iterator)) if workers else iterator
+            yield dataset.batches(windows, next_example, batch_size, process, processes)
         else:
             yield iterator
-    finally:
-        iterator.close()
 
 
 def held_out(dataset: Dataset, count: int | None = None) -> tuple[list[Example], Arrays]:

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 
 from data_pipelines.broken import Broken
+from data_pipelines.order import fitted
 from data_pipelines.own import OwnData
-from data_pipelines.pipeline import fitted, training_batches
+from data_pipelines.pipeline import training_batches
 from data_pipelines.preprocess import Preprocess
 from data_pipelines.sources.layouts import records
 from jmm.errors import UserError
@@ -26,6 +27,8 @@ class Throughput:
     whole: float
     """Of the pipeline as training runs it."""
     threads: int
+    """That ran it: of this process, or of each worker."""
+    workers: int
 
     @property
     def limit(self) -> str:
@@ -41,6 +44,7 @@ def throughput(
     batch_size: int = 64,
     count: int = 512,
     threads: int = 2,
+    workers: int = 0,
 ) -> Throughput:
     """Times `count` examples in random order through each stage, and through all of them.
 
@@ -64,14 +68,14 @@ def throughput(
     starts = range(0, len(ready) - batch_size + 1, batch_size)
     _, whole = _timed(lambda start: data.preprocess.batch(ready[start : start + batch_size]), starts)
     seconds["batch"] = whole / batch_size
-    with training_batches(data, batch_size, 0, threads=threads) as batches:
+    with training_batches(data, batch_size, 0, threads=threads, workers=workers) as batches:
         next(batches)  # the first one waits for the threads to begin
         rounds = max(len(starts), 4)
         start = time.perf_counter()
         for _ in range(rounds):
             next(batches)
         took = time.perf_counter() - start
-    return Throughput({stage: 1 / seconds[stage] for stage in STAGES}, rounds * batch_size / took, threads)
+    return Throughput({stage: 1 / seconds[stage] for stage in STAGES}, rounds * batch_size / took, threads, workers)
 
 
 def _timed(run: Callable[[Any], Any], inputs: Sequence[Any] | np.ndarray) -> tuple[list[Any], float]:

@@ -36,5 +36,5 @@ def experiment() -> Experiment:
         evaluations=(Retrieval(count=5000),),
         evaluate_every=5000,
         log_every=100,
-        data_threads=32,
+        data_workers=32,
     )

@@ -43,5 +43,5 @@ def experiment() -> Experiment:
         evaluations=(Captions(count=1000),),
         evaluate_every=5000,
         log_every=100,
-        data_threads=32,
+        data_workers=32,
     )

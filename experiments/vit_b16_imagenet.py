@@ -32,5 +32,5 @@ def experiment() -> Experiment:
         evaluations=(Classification(labels=tuple(map(str, range(1000))), count=5000),),
         evaluate_every=5000,
         log_every=100,
-        data_threads=32,
+        data_workers=32,
     )

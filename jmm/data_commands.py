@@ -4,9 +4,9 @@ import argparse
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from jmm.commands import Result, positive
+from jmm.errors import UserError
 
 SOURCE = (
     "a folder with captions.csv or captions.jsonl, *.tar (WebDataset), *.parquet, *.array_record, a prepared TFDS "
@@ -40,6 +40,7 @@ def add_data_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
     sub.add_argument("--batch-size", type=positive, default=64, metavar="N", help="(default: 64)")
     sub.add_argument("--count", type=positive, default=512, metavar="N", help="examples to time (default: 512)")
     sub.add_argument("--threads", type=positive, default=2, metavar="N", help="of the whole pipeline (default: 2)")
+    sub.add_argument("--workers", type=int, default=0, metavar="N", help="processes of so many threads (default: 0)")
 
     sub = command("tokenizer", tokenizer, "Train a sentencepiece tokenizer on the texts.")
     _source(sub)
@@ -80,10 +81,13 @@ def bench(options: argparse.Namespace) -> Result:
     """`jmm data bench`."""
     from data_pipelines.throughput import throughput
 
-    sizes: dict[str, Any] = {"image_size": options.image_size, "batch_size": options.batch_size}
-    found = throughput(options.source, split=options.split, count=options.count, threads=options.threads, **sizes)
+    if options.workers < 0:
+        raise UserError(f"--workers must be at least 0, not {options.workers}")
+    names = ("split", "count", "threads", "workers", "image_size", "batch_size")
+    found = throughput(options.source, **{name: getattr(options, name) for name in names})
     lines = [f"{stage:10}{rate:12,.0f} examples/s on one thread" for stage, rate in found.stages.items()]
-    lines.append(f"{'all':10}{found.whole:12,.0f} examples/s on {found.threads} threads; {found.limit} limits")
+    who = f"{found.threads} threads" + (f" of each of {found.workers} processes" if found.workers else "")
+    lines.append(f"{'all':10}{found.whole:12,.0f} examples/s on {who}; {found.limit} limits")
     return {**vars(found), "limit": found.limit, "text": "\n".join(lines)}
 
 

@@ -119,6 +119,9 @@ class Experiment:
     log_every: int = 10
     """Steps between lines of `metrics.jsonl`."""
     data_threads: int = 2
-    """Host threads that read and transform examples ahead of their use."""
+    """Host threads that read and transform examples ahead of their use: of this process, or of each worker."""
+    data_workers: int = 0
+    """Host processes that do so for this one, which Python keeps from using more than a few processors. A script that
+    calls `train` then needs `if __name__ == "__main__":`."""
     broken_share: float = 0.01
     """Of all records that are read, so many may be broken: others come in their places. With more training ends."""

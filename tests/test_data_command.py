@@ -41,6 +41,9 @@ def test_bench_names_the_stage_that_limits(capsys, shards):
     assert code == 0 and set(found["stages"]) == {"read", "decode", "transform", "batch"}
     assert found["limit"] == min(found["stages"], key=found["stages"].get) and found["whole"] > 0
     assert "gave 5 good examples, less than a batch of 64" in refused(capsys, "data", "bench", shards)
+    assert "--workers must be at least 0, not -1" in refused(capsys, "data", "bench", shards, "--workers", -1)
+    code, out, _ = jmm(capsys, "data", "bench", shards, "--batch-size", 2, "--image-size", 8, "--workers", 2)
+    assert code == 0 and "on 2 threads of each of 2 processes" in out
 
 
 def test_convert(capsys, tmp_path, shards):

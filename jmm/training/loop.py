@@ -108,6 +108,7 @@ def train(
                 process=jax.process_index(),
                 processes=jax.process_count(),
                 threads=experiment.data_threads,
+                workers=experiment.data_workers,
                 skipped=skipped,
             )
         )

@@ -105,6 +105,7 @@ def check_fields(experiment: Experiment) -> None:
         "log_every": (experiment.log_every, 1),
         "evaluate_every": (experiment.evaluate_every, 0),
         "data_threads": (experiment.data_threads, 0),
+        "data_workers": (experiment.data_workers, 0),
         "checkpoint.every": (experiment.checkpoint.every, 1),
         "checkpoint.keep": (experiment.checkpoint.keep, 1),
         "optimizer.accumulate": (optimizer.accumulate, 1),

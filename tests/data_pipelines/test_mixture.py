@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_pipelines.mixture import Later, Mixture, Part, part_of, task_names
-from data_pipelines.pipeline import held_out, ordered, training_batches
+from data_pipelines.order import ordered
+from data_pipelines.pipeline import held_out, training_batches
 from data_pipelines.preprocess import Preprocess
 from jmm.errors import UserError
 

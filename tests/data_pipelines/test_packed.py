@@ -10,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_pipelines.mixture import Mixture, Part, part_of
+from data_pipelines.order import ordered
 from data_pipelines.packed import Packed
 from data_pipelines.packing import unpack
-from data_pipelines.pipeline import held_out, ordered, training_batches
+from data_pipelines.pipeline import held_out, training_batches
 from data_pipelines.preprocess import Preprocess
 from jmm.errors import UserError
 

@@ -45,7 +45,7 @@ def test_a_run_that_dies_goes_on_as_if_it_had_not(whole, tmp_path, monkeypatch):
         pass
 
     step = loop.Run.step
-    for at in (1, 7, 10):
+    for at, workers in ((1, 0), (7, 2), (10, 0)):
 
         def mortal(run, batch, at=at):
             if run.done == at:
@@ -54,8 +54,8 @@ def test_a_run_that_dies_goes_on_as_if_it_had_not(whole, tmp_path, monkeypatch):
 
         with monkeypatch.context() as patch, pytest.raises(Death):
             patch.setattr(loop.Run, "step", mortal)
-            train(tiny(), tmp_path)
-    train(tiny(), tmp_path)
+            train(tiny(data_workers=workers), tmp_path)
+    train(tiny(data_workers=1), tmp_path)
     assert (tmp_path / "metrics.jsonl").read_text() == (whole[0] / "metrics.jsonl").read_text()
 
 

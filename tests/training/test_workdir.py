@@ -84,6 +84,7 @@ CHANGED = {
     "evaluate_every": 9,
     "log_every": 1,
     "data_threads": 0,
+    "data_workers": 2,
 }
 
 

@@ -1,0 +1,134 @@
+"""Processes that read for one that trains: the same batches, the same count of broken records, nothing left behind."""
+
+import multiprocessing
+import os
+import signal
+from dataclasses import dataclass
+from itertools import islice
+
+import numpy as np
+import pytest
+
+from data_pipelines.broken import Broken
+from data_pipelines.careful import Skipped
+from data_pipelines.packed import Packed
+from data_pipelines.pipeline import training_batches
+from data_pipelines.preprocess import Preprocess
+from data_pipelines.workers import AHEAD, HELD
+from jmm.errors import UserError
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """Examples of a random picture, a text and their number; every n-th is broken."""
+
+    size: int = 50
+    broken: int = 0
+
+    def source(self, split):
+        return Numbered(self.size, self.broken)
+
+    def augment(self, example, rng):
+        return {**example, "image": rng.integers(0, 256, (6, 5, 3), np.uint8)}
+
+    def preprocessor(self):
+        return Preprocess((6, 5), text_length=12)
+
+
+@dataclass(frozen=True)
+class Numbered:
+    size: int
+    broken: int
+
+    def __len__(self):
+        return self.size
+
+    def __getitem__(self, index):
+        if self.broken and index % self.broken == 0:
+            raise Broken("image", f"{index} is broken")
+        return {"image": np.zeros((6, 5, 3), np.uint8), "caption": "a" * (index % 9 + 1), "label": index}
+
+
+def batches(data, batch_size, count, **where):
+    with training_batches(data, batch_size, 3, **where) as iterator:
+        return list(islice(iterator, count))
+
+
+def assert_same(found, expected):
+    assert len(found) == len(expected)
+    for one, other in zip(found, expected, strict=True):
+        assert one.keys() == other.keys()
+        for name in one:
+            assert one[name].dtype == other[name].dtype
+            np.testing.assert_array_equal(one[name], other[name])
+
+
+@pytest.mark.parametrize("workers, threads", [(1, 0), (2, 1), (3, 2)])
+def test_any_number_of_workers_reads_the_same(workers, threads):
+    """More batches than lie in shared memory, and all of them are kept; three share the five rows unequally."""
+    where = {"process": 1, "processes": 2, "next_example": 30}
+    found = batches(Numbers(), 10, AHEAD + HELD + 6, workers=workers, threads=threads, **where)
+    assert_same(found, batches(Numbers(), 10, AHEAD + HELD + 6, threads=0, **where))
+
+
+def test_memory_that_is_let_go_is_written_again_and_other_is_not():
+    expected = batches(Numbers(), 4, 40, threads=0)
+    with training_batches(Numbers(), 4, 3, workers=2) as iterator:
+        held = next(islice(iterator, 3, None))["image"][1:, ::2]  # part of one array of the fourth batch
+        for number, batch in enumerate(islice(iterator, 36), 4):
+            assert_same([batch], [expected[number]])
+            del batch
+    np.testing.assert_array_equal(held, expected[3]["image"][1:, ::2])
+
+
+def test_what_two_processes_with_two_workers_began_one_without_ends():
+    whole = batches(Numbers(), 8, 9, threads=0)
+    parts = [batches(Numbers(), 8, 5, process=p, processes=2, workers=2) for p in range(2)]
+    begun = [
+        {name: np.concatenate([part[name] for part in step]) for name in step[0]} for step in zip(*parts, strict=True)
+    ]
+    assert_same(begun + batches(Numbers(), 8, 4, next_example=40, threads=0), whole)
+
+
+def test_packed_texts_are_the_same_rows():
+    data = Packed(Numbers(), 16, window=20)
+    expected = batches(data, 4, 12, threads=0)
+    assert_same(batches(data, 4, 12, workers=2), expected)
+    assert_same(batches(data, 4, 7, workers=2, next_example=int(expected[4]["next_example"])), expected[5:])
+
+
+def test_broken_records_are_replaced_and_counted_alike():
+    ours, theirs = Skipped(share=0.5), Skipped(share=0.5)
+    expected = batches(Numbers(broken=10), 5, 20, threads=0, skipped=ours)
+    assert_same(batches(Numbers(broken=10), 5, 20, workers=2, skipped=theirs), expected)
+    assert theirs.counts == ours.counts == {"image": 5}
+    assert {str(error) for error in theirs.broken.values()} == {f"{i} is broken" for i in range(0, 50, 10)}
+    assert ours.read <= theirs.read <= ours.read + 6 * AHEAD
+
+
+def test_too_many_broken_records_end_it_with_one_sentence():
+    with pytest.raises(UserError, match=r"\d+ of \d+ records of Numbers are broken, more than the share of 0\.01"):
+        batches(Numbers(broken=10), 5, 40, workers=2)
+    assert not multiprocessing.active_children()
+
+
+def test_a_worker_that_dies_is_named():
+    with training_batches(Numbers(), 4, 3, workers=2) as iterator:
+        list(islice(iterator, 5))
+        os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
+        with pytest.raises(UserError, match=r"a process that reads data has ended with code -9: perhaps for want"):
+            list(islice(iterator, 20))
+    assert not multiprocessing.active_children()
+
+
+def test_a_dataset_of_no_module_is_refused_with_one_sentence():
+    @dataclass(frozen=True)
+    class Local(Numbers):
+        pass
+
+    with (
+        pytest.raises(UserError, match=r"Local cannot be read by other processes .* classes can be imported"),
+        training_batches(Local(), 4, 3, workers=2),
+    ):
+        pass
+    assert not multiprocessing.active_children()
