@@ -20,7 +20,6 @@ from data_pipelines.order import fitted, ordered
 from data_pipelines.packed import Packed
 from data_pipelines.preprocess import Arrays, Preprocess
 from data_pipelines.protocol import Dataset, Example, Source
-from data_pipelines.workers import Runs, Workers, examples_of
 from jmm.errors import UserError
 
 
@@ -67,6 +66,8 @@ def training_batches(
         first = next_example // each * each + process * share
     iterator: Any
     if workers:
+        from data_pipelines.workers import Runs, Workers, examples_of
+
         iterator = Workers(dataset, seed, Runs(first, share, each), workers, threads, skipped)
     else:
         options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead if threads else 0)

@@ -14,7 +14,7 @@ import tarfile
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -133,7 +133,8 @@ def torch_loader(folder: Path) -> Iterator[Iterator[object]]:
     from torch.utils.data import DataLoader
 
     loader = DataLoader(TorchFolder(folder), BATCH, shuffle=True, num_workers=WORKERS, drop_last=True)
-    yield (batch for _ in iter(int, 1) for batch in loader)
+    with closing(batch for _ in iter(int, 1) for batch in loader) as batches:
+        yield batches
 
 
 @contextmanager
@@ -146,7 +147,8 @@ def web_dataset(folder: Path) -> Iterator[Iterator[object]]:
     records = webdataset.WebDataset(shards, shardshuffle=len(shards), resampled=False).shuffle(200)
     pairs = records.decode("pil").to_tuple("jpg", "cls").map_tuple(for_torch, int).batched(BATCH, partial=False)
     loader = DataLoader(pairs, None, num_workers=WORKERS)
-    yield (batch for _ in iter(int, 1) for batch in loader)
+    with closing(batch for _ in iter(int, 1) for batch in loader) as batches:
+        yield batches
 
 
 def speed() -> list[Row]:
@@ -167,8 +169,8 @@ def speed_of(kind: str) -> list[Row]:
         own = OwnData(WebDataset(name), preprocess=Preprocess((SIDE, SIDE)))
         rng = np.random.default_rng(0)
         for _ in range(3):
-            decoded.append(alone(decode_image, images[:256]))
-            resized.append(alone(lambda data: own.augment({"image": decode_image(data)}, rng), images[:256]))
+            decoded.append(alone(decode_image, images))
+            resized.append(alone(lambda data: own.augment({"image": decode_image(data)}, rng), images))
             for loader in (ours, our_workers, torch_loader, web_dataset):
                 with loader(folder) as batches:
                     found.setdefault(loader.__name__, []).append(rate(batches, 16))
