@@ -9,14 +9,13 @@ the next row (`data_pipelines.packed`).
 
 from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
-from typing import Any
 
-import grain
 import numpy as np
 
+from data_pipelines.ahead import Ahead, Reader, Runs, Threads, examples_of
 from data_pipelines.broken import Broken
 from data_pipelines.careful import Skipped
-from data_pipelines.order import fitted, ordered
+from data_pipelines.order import fitted
 from data_pipelines.packed import Packed
 from data_pipelines.preprocess import Arrays, Preprocess
 from data_pipelines.protocol import Dataset, Example, Source
@@ -53,32 +52,24 @@ def training_batches(
     Raises:
       UserError: on the way, where too many records are broken.
     """
-    examples = ordered(dataset, seed, skipped := skipped or Skipped())
+    skipped, each, share, ours = skipped or Skipped(), batch_size, batch_size // processes, process
     if isinstance(dataset, Packed):
         # Every process packs whole windows: in which row a text stands depends on all others of its window.
-        each = share = dataset.window
-        read, ahead = examples.batch(share, drop_remainder=True, batch_fn=dataset.pack), 2
-        first = next_example // each * each
-    else:
-        each, share = batch_size, batch_size // processes
-        stack = dataset.preprocessor().batch
-        read, ahead = examples.batch(share, drop_remainder=True, batch_fn=stack)[process::processes], 16
-        first = next_example // each * each + process * share
-    iterator: Any
+        each, share, ours = dataset.window, dataset.window, 0
+    runs = Runs(next_example // each * each + ours * share, share, each)
+    batches: Ahead
     if workers:
-        from data_pipelines.workers import Runs, Workers, examples_of
+        from data_pipelines.workers import Workers
 
-        iterator = Workers(dataset, seed, Runs(first, share, each), workers, threads, skipped)
+        batches = Workers(dataset, seed, runs, workers, threads, skipped)
     else:
-        options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead if threads else 0)
-        iterator = iter(read.to_iter_dataset(options))
-        grain.experimental.set_next_index(iterator, next_example // each)
-    with closing(iterator):
+        batches = Threads(Reader(dataset, seed, skipped), runs, threads)
+    with closing(batches):
         if isinstance(dataset, Packed):
-            windows = map(dataset.pack, map(examples_of, iterator)) if workers else iterator
+            windows = map(dataset.pack, map(examples_of, batches))
             yield dataset.batches(windows, next_example, batch_size, process, processes)
         else:
-            yield iterator
+            yield batches
 
 
 def held_out(dataset: Dataset, count: int | None = None) -> tuple[list[Example], Arrays]:

@@ -134,38 +134,41 @@ class Preprocess:
         """One example, its image already fitted, to the fields of a batch."""
         return {name: np.asarray(rows[0]) for name, rows in self.batch([self.fields(example)]).items()}
 
-    def batch(self, examples: Sequence[Arrays], out: Arrays | None = None) -> Arrays:
-        """Examples of which `fields` has made arrays; in `out` where that is given.
+    def batch(self, examples: Sequence[Arrays]) -> Arrays:
+        """Examples of which `fields` has made arrays.
 
         Raises:
-          ValueError: they have not all the same fields.
+          ValueError: they have not all the same fields, in the same shapes.
         """
-        names = examples[0].keys() | ({"image"} if self.image_optional else set())
-        if any((each.keys() | (names & {"image"})) != names for each in examples):
-            raise ValueError(f"all examples of a batch must have the fields {', '.join(sorted(names))}")
-        if out is not None and names != out.keys():
-            raise ValueError(
-                f"an earlier batch had the fields {', '.join(sorted(out))}, not {', '.join(sorted(names))}"
-            )
-        out = out or {}
-        batch = {name: np.stack([each[name] for each in examples], out=out.get(name)) for name in names - {"image"}}
-        if "image" in names:
-            batch["image"] = self._pixels([each.get("image") for each in examples], out.get("image"))
+        some = {name: array for each in examples for name, array in each.items()}
+        if self.image_optional:
+            some.setdefault("image", np.empty((*self.image_size, self.channels)))
+        types = {name: np.float32 if name == "image" else array.dtype for name, array in some.items()}
+        batch = {name: np.empty((len(examples), *array.shape), types[name]) for name, array in some.items()}
+        for row, example in enumerate(examples):
+            self.write(example, batch, row)
         return batch
 
-    def _pixels(
-        self, images: Sequence[np.ndarray | None], out: Float[np.ndarray, "B H W C"] | None = None
-    ) -> Float[np.ndarray, "B H W C"]:
-        """Normalised where they lie in the batch: an array for each, and copying it, took a tenth of the pipeline's
-        time. Zeros where there is none."""
-        shape = next((image.shape for image in images if image is not None), (*self.image_size, self.channels))
-        pixels = np.empty((len(images), *shape), np.float32) if out is None else out
-        for image, row in zip(images, pixels, strict=True):
-            if image is None:
-                row[:] = 0
+    def write(self, example: Arrays, batch: Arrays, row: int) -> None:
+        """An example of which `fields` has made arrays into a row of a batch; pixels are normalised, and zeros where
+        there is no picture.
+
+        Raises:
+          ValueError: it has not the batch's fields, in their shapes.
+        """
+        missing = batch.keys() - example.keys() - ({"image"} if self.image_optional else set())
+        if missing or example.keys() - batch.keys():
+            raise ValueError(f"all examples of a batch must have the fields {', '.join(sorted(batch))}")
+        if "image" in batch and "image" not in example:
+            batch["image"][row] = 0
+        for name, array in example.items():
+            there = batch[name]
+            if array.shape != there.shape[1:]:
+                raise ValueError(f"{name} must be {list(there.shape[1:])} in all of a batch, not {list(array.shape)}")
+            if name == "image":
+                self.normalise(array, there[row])
             else:
-                self.normalise(image, row)
-        return pixels
+                there[row] = array
 
     def fields(self, example: dict[str, Any]) -> Arrays:
         """One example, its image already fitted, as arrays; pixels are bytes still, for `batch` to normalise."""
@@ -195,7 +198,7 @@ class Preprocess:
             raise ValueError("there is nothing to preprocess: the list is empty")
         batch: Arrays = {}
         if images is not None:
-            batch["image"] = self._pixels([self.fit(image) for image in images])
+            batch |= self.batch([{"image": self.fit(image)} for image in images])
         if texts is not None:
             texts = [self._asked(text) for text in texts]
             rows = self._longest(texts) if self.padding == "longest" else map(self.text, texts)

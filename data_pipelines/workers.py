@@ -1,92 +1,25 @@
 """Processes that read for one that trains, each some rows of every batch, straight into memory that both see.
 
 Python runs one thread of a process at a time wherever it is not in a library's code, a sixth of what a JPEG costs, so
-that threads alone keep no more than a handful of a host's processors busy. Which examples a batch has is decided before
-anyone reads it, and so is the same with any number of workers.
+that threads alone keep no more than a handful of a host's processors busy.
 """
 
-import contextlib
 import signal
 import traceback
-import weakref
-from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import suppress
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
-from pickle import PicklingError
 from typing import Any
 
-import numpy as np
-
+from data_pipelines.ahead import AHEAD, HELD, Ahead, Field, Reader, Runs, arrays, parts
 from data_pipelines.careful import Skipped
-from data_pipelines.order import ordered
-from data_pipelines.preprocess import Arrays
 from data_pipelines.protocol import Dataset
 from jmm.errors import UserError
 
-AHEAD = 3
-"""Batches that are asked for before they are wanted."""
-HELD = 4
-"""Batches that whoever trains may hold while others are written; of more than these it gets copies."""
-ALIGNED = 64
-"""Bytes; arrays begin at multiples of it, which lets JAX take them as they are."""
 
-
-@dataclass(frozen=True)
-class Runs:
-    """Which examples of the global list are read: `count` from `first` on, then as many `stride` further on, ..."""
-
-    first: int
-    count: int
-    stride: int
-
-
-@dataclass(frozen=True)
-class Field:
-    """Where an array of a batch lies in shared memory."""
-
-    name: str
-    dtype: np.dtype
-    shape: tuple[int, ...]
-    start: int
-
-    def view(self, memory: np.ndarray) -> np.ndarray:
-        """The array; `memory` are bytes."""
-        size = int(np.prod(self.shape)) * self.dtype.itemsize
-        return memory[self.start : self.start + size].view(self.dtype).reshape(self.shape)
-
-
-def layout(batch: Arrays) -> tuple[list[Field], int]:
-    """Places for the arrays of such batches, and the bytes of all."""
-    fields, end = [], 0
-    for name, array in batch.items():
-        fields.append(Field(name, array.dtype, array.shape, end))
-        end += -(-array.nbytes // ALIGNED) * ALIGNED
-    return fields, end
-
-
-class Reader:
-    """Reads examples of the global list, and stacks them."""
-
-    def __init__(self, dataset: Dataset, seed: int, threads: int, skipped: Skipped):
-        self._examples = ordered(dataset, seed, skipped)
-        self._stack = dataset.preprocessor().batch
-        self._pool = ThreadPoolExecutor(threads) if threads > 1 else None
-
-    def __call__(self, places: range, out: Arrays | None = None) -> Arrays:
-        """Arrays of the examples at these places, in `out` where that is given."""
-        run = self._pool.map if self._pool else map
-        return self._stack(list(run(self._examples.__getitem__, places)), out)
-
-    def close(self) -> None:
-        """Ends its threads."""
-        if self._pool:
-            self._pool.shutdown(cancel_futures=True)
-
-
-class Workers(Iterator[Arrays]):
+class Workers(Ahead):
     """The batches of a run, read by processes.
 
     Each worker imports what the dataset's classes come from; a script that trains needs `if __name__ == "__main__":`.
@@ -100,56 +33,44 @@ class Workers(Iterator[Arrays]):
       skipped: where broken records are counted.
 
     Raises:
-      UserError: the dataset cannot be sent to other processes; on the way, as they do, or one of them has died.
+      UserError: on the way: the dataset cannot be sent to other processes, one of them has died, or as they do.
     """
 
     def __init__(self, dataset: Dataset, seed: int, runs: Runs, workers: int, threads: int, skipped: Skipped):
-        self._runs, self._skipped = runs, skipped
-        with contextlib.closing(Reader(dataset, seed, threads, skipped)) as reader:
-            self._first: Arrays | None = reader(range(runs.first, runs.first + runs.count))
-        self._next = runs.first + runs.stride
-        self._fields, size = layout(self._first)
+        super().__init__(Reader(dataset, seed, skipped), runs)
+        self._sent, self._threads, self._parts = (dataset, seed), threads, parts(runs.count, workers)
+        self._skipped = skipped
+        self._processes: list[tuple[Any, Connection]] = []
+
+    def _begin(self, size: int) -> list[Any]:
         context = get_context("spawn")
         memory = [context.RawArray("B", size) for _ in range(AHEAD + HELD)]
-        self._memory = memory
-        self._free, self._asked = deque(range(len(memory))), deque[int]()
-        self._processes: list[tuple[Any, Connection]] = []
-        bounds = np.linspace(0, runs.count, min(workers, runs.count) + 1).round().astype(int).tolist()
-        try:
-            for rows in map(slice, bounds[:-1], bounds[1:]):
-                ours, theirs = context.Pipe()
-                arguments = (theirs, dataset, seed, threads, rows, self._fields, memory)
-                process = context.Process(target=serve, args=arguments, daemon=True)
-                self._processes.append((process, ours))
+        for rows in self._parts:
+            ours, theirs = context.Pipe()
+            arguments = (theirs, *self._sent, self._threads, rows, self._fields, memory)
+            process = context.Process(target=serve, args=arguments, daemon=True)
+            try:
                 with theirs:
                     process.start()
-        except (PicklingError, AttributeError, TypeError) as error:
-            self._processes.pop()[1].close()
-            self.close()
-            raise UserError(
-                f"{type(dataset).__name__} cannot be read by other processes ({error}): "
-                "data_workers need datasets whose classes can be imported"
-            ) from error
-        self._ask()
+            except Exception as error:
+                ours.close()
+                if isinstance(error, OSError):
+                    raise
+                raise UserError(
+                    f"{type(self._sent[0]).__name__} cannot be read by other processes ({error}): "
+                    "data_workers need datasets whose classes can be imported"
+                ) from error
+            self._processes.append((process, ours))
+        return memory
 
-    def _ask(self) -> None:
-        """For as many batches as are to be ahead."""
-        while self._free and len(self._asked) < AHEAD:
-            number = self._free.popleft()
-            for process, connection in self._processes:
-                try:
-                    connection.send((self._next, number))
-                except OSError:
-                    raise died(process) from None
-            self._asked.append(number)
-            self._next += self._runs.stride
+    def _ask(self, first: int, number: int) -> None:
+        for process, connection in self._processes:
+            try:
+                connection.send((first, number))
+            except OSError:
+                raise died(process) from None
 
-    def __next__(self) -> Arrays:
-        if self._first is not None:
-            first, self._first = self._first, None
-            return first
-        self._ask()
-        number = self._asked.popleft()
+    def _answer(self, number: int) -> None:
         for process, connection in self._processes:
             try:
                 error, news = connection.recv()
@@ -158,16 +79,6 @@ class Workers(Iterator[Arrays]):
             if error is not None:
                 raise error
             self._skipped.put(*news)
-        memory = np.frombuffer(self._memory[number], np.uint8)
-        batch = {field.name: field.view(memory) for field in self._fields}
-        if not self._free:
-            batch = {name: array.copy() for name, array in batch.items()}
-            self._free.append(number)
-        else:
-            # Every array of the batch, and whatever is made of one without a copy, keeps this one alive.
-            weakref.finalize(memory, self._free.append, number).atexit = False
-        self._ask()
-        return batch
 
     def close(self) -> None:
         """Ends the processes."""
@@ -202,24 +113,21 @@ def serve(
     """A worker: writes its rows of each batch that is asked for, until nobody is there to ask."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that trains; it ends this one
     skipped = Skipped(share=1.0)
-    outs = []
-    for each in memory:
-        whole = np.frombuffer(each, np.uint8)
-        outs.append({field.name: field.view(whole)[rows] for field in fields})
-    with contextlib.closing(Reader(dataset, seed, threads, skipped)) as read, contextlib.suppress(EOFError, OSError):
+    reader = Reader(dataset, seed, skipped)
+    mine = parts(rows.stop - rows.start, threads or 1)
+    outs = [
+        [{name: array[part] for name, array in arrays(each, fields, rows).items()} for part in mine] for each in memory
+    ]
+    with ThreadPoolExecutor(threads or 1) as pool, suppress(EOFError, OSError):
         while True:
             first, number = connection.recv()
+            start = first + rows.start
+            places = [range(start + part.start, start + part.stop) for part in mine]
             error: Exception | None = None
             try:
-                read(range(first + rows.start, first + rows.stop), outs[number])
+                list(pool.map(reader.write, places, outs[number]))
             except UserError as wrong:
                 error = UserError(str(wrong), wrong.code)
             except Exception:
                 error = RuntimeError(f"a process that reads data has failed:\n{traceback.format_exc()}")
             connection.send((error, skipped.take()))
-
-
-def examples_of(batch: Arrays) -> list[Arrays]:
-    """The rows of a batch."""
-    count = len(next(iter(batch.values())))
-    return [{name: array[row, ...] for name, array in batch.items()} for row in range(count)]

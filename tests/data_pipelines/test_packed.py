@@ -1,6 +1,5 @@
 """Packed texts: every text once, in rows that are the same for any processes, threads and starts."""
 
-import threading
 from dataclasses import dataclass, replace
 from itertools import islice, pairwise
 
@@ -46,13 +45,7 @@ PACKED = Packed(Letters(), 24, window=16)
 
 def batches(data, batch_size, count, **where):
     with training_batches(data, batch_size, 3, threads=where.pop("threads", 0), **where) as iterator:
-        found = list(islice(iterator, count))
-    # The threads of a closed pipeline end what they have begun. Beartype draws random numbers there, and Hypothesis
-    # allows nobody to do so while it draws its own.
-    for thread in threading.enumerate():
-        if thread.name.startswith("grain-prefetch"):
-            thread.join()
-    return found
+        return list(islice(iterator, count))
 
 
 def texts(found):

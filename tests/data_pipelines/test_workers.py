@@ -3,30 +3,32 @@
 import multiprocessing
 import os
 import signal
+import threading
 from dataclasses import dataclass
 from itertools import islice
 
 import numpy as np
 import pytest
 
+from data_pipelines.ahead import AHEAD, HELD
 from data_pipelines.broken import Broken
 from data_pipelines.careful import Skipped
 from data_pipelines.packed import Packed
 from data_pipelines.pipeline import training_batches
 from data_pipelines.preprocess import Preprocess
-from data_pipelines.workers import AHEAD, HELD
 from jmm.errors import UserError
 
 
 @dataclass(frozen=True)
 class Numbers:
-    """Examples of a random picture, a text and their number; every n-th is broken."""
+    """Examples of a random picture, a text and their number; every n-th is broken, or one is unlike the others."""
 
     size: int = 50
     broken: int = 0
+    unlike: int = 0
 
     def source(self, split):
-        return Numbered(self.size, self.broken)
+        return Numbered(self.size, self.broken, self.unlike)
 
     def augment(self, example, rng):
         return {**example, "image": rng.integers(0, 256, (6, 5, 3), np.uint8)}
@@ -39,6 +41,7 @@ class Numbers:
 class Numbered:
     size: int
     broken: int
+    unlike: int
 
     def __len__(self):
         return self.size
@@ -46,6 +49,8 @@ class Numbered:
     def __getitem__(self, index):
         if self.broken and index % self.broken == 0:
             raise Broken("image", f"{index} is broken")
+        if self.unlike:
+            return {"image": np.zeros((6, 5, 3), np.uint8), "label": index} | ({"task": 1} if index == 30 else {})
         return {"image": np.zeros((6, 5, 3), np.uint8), "caption": "a" * (index % 9 + 1), "label": index}
 
 
@@ -71,14 +76,30 @@ def test_any_number_of_workers_reads_the_same(workers, threads):
     assert_same(found, batches(Numbers(), 10, AHEAD + HELD + 6, threads=0, **where))
 
 
-def test_memory_that_is_let_go_is_written_again_and_other_is_not():
-    expected = batches(Numbers(), 4, 40, threads=0)
-    with training_batches(Numbers(), 4, 3, workers=2) as iterator:
+@pytest.mark.parametrize("who", [{"threads": 0}, {"threads": 3}, {"workers": 2}], ids=str)
+def test_memory_that_is_let_go_is_written_again_and_other_is_not(who):
+    expected, places = batches(Numbers(), 4, 40, threads=0), set()
+    with training_batches(Numbers(), 4, 3, **who) as iterator:
         held = next(islice(iterator, 3, None))["image"][1:, ::2]  # part of one array of the fourth batch
         for number, batch in enumerate(islice(iterator, 36), 4):
             assert_same([batch], [expected[number]])
+            places.add(batch["image"].ctypes.data)
             del batch
     np.testing.assert_array_equal(held, expected[3]["image"][1:, ::2])
+    assert len(places) <= AHEAD + HELD
+
+
+def test_threads_end_with_the_pipeline():
+    with training_batches(Numbers(), 4, 3, threads=3) as iterator:
+        next(iterator)
+        assert sum(thread.name.startswith("jmm-data") for thread in threading.enumerate()) == 3
+    assert not any(thread.name.startswith("jmm-data") for thread in threading.enumerate())
+
+
+@pytest.mark.parametrize("who", [{"threads": 2}, {"workers": 1}], ids=str)
+def test_examples_that_differ_in_their_fields_end_it(who):
+    with pytest.raises((ValueError, RuntimeError), match="all examples of a batch must have the fields image, label"):
+        batches(Numbers(unlike=30), 5, 12, **who)
 
 
 def test_what_two_processes_with_two_workers_began_one_without_ends():
@@ -128,7 +149,7 @@ def test_a_dataset_of_no_module_is_refused_with_one_sentence():
 
     with (
         pytest.raises(UserError, match=r"Local cannot be read by other processes .* classes can be imported"),
-        training_batches(Local(), 4, 3, workers=2),
+        training_batches(Local(), 4, 3, workers=2) as iterator,
     ):
-        pass
+        next(iterator)
     assert not multiprocessing.active_children()
