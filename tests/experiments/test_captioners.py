@@ -15,7 +15,7 @@ def test_a_hundredth_of_the_training_is_a_beginning(tmp_path):
     # Thirty steps have to be longer ones than those of thousands.
     optimizer = replace(whole.optimizer, learning_rate=3e-3, warmup_steps=3, average=None)
     few = tuple(replace(each, count=8) for each in whole.evaluations[:1])
-    short = replace(whole, steps=30, batch_size=32, optimizer=optimizer, evaluations=few, evaluate_every=0, log_every=1)
+    short = replace(whole, steps=30, batch_size=16, optimizer=optimizer, evaluations=few, evaluate_every=0, log_every=1)
     outcome = train(short, tmp_path)
     losses = [line.get("train/captioning", line["train/loss"]) for line in lines(tmp_path) if "train/loss" in line]
     assert losses[-1] < 0.6 * losses[0]
