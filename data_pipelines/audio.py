@@ -21,6 +21,9 @@ UNKNOWN_SIZE = 0xFFFFFFFF
 FASTEST = 1_000_000
 """Samples a second above which a header is taken for damaged."""
 
+PIECE = 1 << 20
+"""Samples that soundfile reads at once."""
+
 HEADER = "<HHIIHH"
 """Encoding, channels, samples a second, bytes a second, bytes and bits a sample."""
 
@@ -122,7 +125,11 @@ def _soundfile(data: bytes, name: str) -> Sound:
     try:
         with soundfile.SoundFile(io.BytesIO(data)) as file:
             rate, count = file.samplerate, file.frames
-            samples = file.read(dtype="float32", always_2d=True)
+            # By pieces: the header, for which memory would be taken at once, may be damaged.
+            pieces = [np.empty((0, file.channels), np.float32)]
+            while len(piece := file.read(PIECE, "float32", always_2d=True)):
+                pieces.append(piece)
+            samples = np.concatenate(pieces)
     except soundfile.SoundFileError as error:
         raise UserError(f"{name} holds no sound that can be read: {error}") from error
     if len(samples) < count:

@@ -4,12 +4,12 @@ import io
 import math
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import PIL
 from jaxtyping import Float, Shaped, UInt8
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from data_pipelines.broken import Broken, Reason
 from jmm.errors import UserError
@@ -33,6 +33,18 @@ Resample = Literal["nearest", "lanczos", "bilinear", "bicubic", "box", "hamming"
 """Pillow's filters, in the order of their codes."""
 
 
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What makes a picture upright, by EXIF's orientation. Pillow's own `exif_transpose` also writes the EXIF anew, which
+fails where another of its entries is damaged."""
+
 PIXELS = 178_956_970
 """Height times width of the largest image that Pillow opens (it warns above half of it): some 0.5 GB as RGB."""
 
@@ -47,7 +59,9 @@ def read_image(path: Path, pixels: int = PIXELS) -> UInt8[np.ndarray, "H W 3"]:
         return _decode(path.read_bytes(), pixels)
     except FileNotFoundError:
         raise UserError(f"there is no image {path}") from None
-    except (OSError, SyntaxError, ValueError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # see `decode_image`
         raise _broken(str(path), "is", error) from error
 
 
@@ -62,7 +76,9 @@ def decode_image(data: bytes, pixels: int = PIXELS) -> UInt8[np.ndarray, "H W 3"
     """
     try:
         return _decode(data, pixels)
-    except (OSError, SyntaxError, ValueError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # Pillow's formats raise whatever comes first: struct.error, NotImplementedError, ...
         raise _broken(f"{len(data)} bytes", "are", error) from error
 
 
@@ -89,13 +105,17 @@ def _decode(data: bytes, pixels: int) -> UInt8[np.ndarray, "H W 3"]:
             raise too_large
         if (plain := _plain_jpeg(image, data)) is not None:
             return plain
-        upright = ImageOps.exif_transpose(image)
+        turn = TURNS.get(_orientation(image))
+        upright = image if turn is None else image.transpose(turn)
+        if upright.mode.startswith("I"):  # 16 bits of grey: converting would cut, not scale
+            grey = np.asarray(upright)
+            if grey.min() < 0 or grey.max() > 0xFFFF:
+                raise ValueError("its pixels are numbers of 32 bits of no known range")
+            return to_channels((grey >> 8).astype(np.uint8)[:, :, None], 3)
         if "transparency" in upright.info or upright.mode in ("RGBA", "LA", "PA"):
             upright = upright.convert("RGBA")
             paper = Image.new("RGBA", upright.size, "white")
             upright = Image.alpha_composite(paper, upright)
-        if upright.mode.startswith("I"):  # 16 bits of grey: converting would cut, not scale
-            return to_channels((np.asarray(upright) >> 8).astype(np.uint8)[:, :, None], 3)
         if upright.mode == "F":
             raise ValueError("its pixels are floats of no known range")
         return np.asarray(upright.convert("RGB"))
@@ -105,12 +125,18 @@ def _plain_jpeg(image: Image.Image, data: bytes) -> UInt8[np.ndarray, "H W 3"] |
     """An upright JPEG in colour or grey through simplejpeg; None where that is not installed, or it is none such."""
     if simplejpeg is None or image.format != "JPEG" or image.mode not in ("RGB", "L"):
         return None
-    if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+    if _orientation(image) in TURNS:
         return None
     try:
         return simplejpeg.decode_jpeg(data, "RGB")
     except ValueError:  # it is damaged: Pillow decides whether it is still a picture
         return None
+
+
+def _orientation(image: Image.Image) -> Any:
+    """What EXIF says of it, which may be anything."""
+    found = image.getexif().get(ExifTags.Base.Orientation)
+    return found if isinstance(found, int | float) else None
 
 
 def list_images(folder: Path) -> list[Path]:
@@ -136,6 +162,9 @@ def resize(
     SigLIP does. A number is the same as `crop` in two steps of whole pixels, as transformers' processors go: the
     shorter edge is brought to that length, then the middle is cut out, with black around it where it is too small.
     `none` goes the second step alone.
+
+    Raises:
+      Broken: of a picture so thin that the first of the two steps makes more than `PIXELS` of it.
     """
     if how == "none":
         return _middle(image, size)
@@ -148,6 +177,8 @@ def resize(
         across, down = max(width - size[1] * ratio, 0) / 2, max(height - size[0] * ratio, 0) / 2
         return _resample(image, size, resample, (across, down, width - across, height - down))
     longer = int(how * max(height, width) / min(height, width))
+    if how * longer > PIXELS:
+        raise Broken("pixels", f"a picture of {height} × {width} would have {how * longer:,} pixels once resized")
     scaled = (longer, how) if width <= height else (how, longer)
     return _middle(_resample(image, scaled, resample), size)
 

@@ -209,3 +209,11 @@ def test_the_same_rate_changes_nothing():
 def test_no_rate(rate, to):
     with pytest.raises(UserError, match=f"positive number of samples a second, not {min(rate, to)}"):
         resample(tone(440, RATE), rate, to)
+
+
+def test_a_length_that_is_a_lie_takes_no_memory(tmp_path):
+    soundfile.write(tmp_path / "a.flac", np.zeros((1000, 2)), 8000)
+    data = bytearray((tmp_path / "a.flac").read_bytes())
+    data[21] |= 0x0F  # the highest bits of the number of samples: 64 billion of them
+    with pytest.raises(UserError, match=r"is cut off|holds no sound that can be read"):
+        read_sound(bytes(data))

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageFile
 
 from data_pipelines import images
+from data_pipelines.broken import Broken
 from data_pipelines.images import PIXELS, affine, decode_image, list_images, read_image, resize, squash_box, to_channels
 from jmm.errors import UserError
 
@@ -371,3 +372,42 @@ def test_cut_off_bytes_get_one_sentence(decoder, length):
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     with pytest.raises(UserError, match=rf"^{length} bytes are not a readable image \("):
         decode_image(saved(Image.fromarray(noise))[:length])
+
+
+def test_a_damaged_note_of_the_camera_is_no_reason(decoder):
+    """Orientation as a float, which Pillow reads and cannot write, and another entry that is cut off."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = saved(PHOTO, exif=exif)
+    place = data.index(b"\x01\x12\x00\x03")
+    damaged = data[: place + 2] + struct.pack(">HIf", 11, 1, 6.0) + data[place + 12 - 2 + 2 :]
+    np.testing.assert_array_equal(decode_image(damaged), decode_image(data))
+
+
+@pytest.mark.parametrize("error", [RuntimeError("no frame"), NotImplementedError("flags"), struct.error("short")])
+def test_whatever_a_decoder_raises_is_a_broken_image(monkeypatch, error):
+    def fails(*_):
+        raise error
+
+    monkeypatch.setattr(images, "_decode", fails)
+    with pytest.raises(Broken, match=f"are not a readable image \\({error}\\)"):
+        decode_image(b"x")
+
+
+def test_deep_greys():
+    for kind, value, level in ((np.uint16, 0x8000, 0x80), (np.int32, 0x1234, 0x12)):
+        file = io.BytesIO()
+        Image.fromarray(np.full((4, 5), value, kind)).save(file, "TIFF")
+        assert (decode_image(file.getvalue()) == level).all()
+    file = io.BytesIO()
+    Image.fromarray(np.full((4, 5), 0x8000, np.uint16)).save(file, "PNG", transparency=7)
+    assert (decode_image(file.getvalue()) == 0x80).all()
+    file = io.BytesIO()
+    Image.fromarray(np.full((4, 5), 70_000, np.int32)).save(file, "TIFF")
+    with pytest.raises(Broken, match="32 bits of no known range"):
+        decode_image(file.getvalue())
+
+
+def test_a_thin_picture_is_not_made_gigabytes():
+    with pytest.raises(Broken, match=r"a picture of 1 × 20000 would have 1,003,520,000 pixels"):
+        resize(np.zeros((1, 20_000, 3), np.uint8), (224, 224), 224)
