@@ -25,10 +25,8 @@ def ordered(dataset: Dataset, seed: int, skipped: Skipped | None = None) -> grai
     preprocess = dataset.preprocessor()
 
     def prepare(example: Example, rng: np.random.Generator) -> Arrays:
-        seen = dataset.augment(example, rng)
         # What the augmentation has brought to the model's size stays: it may be cut out of the middle only once.
-        there = "image" in seen and seen["image"].shape == (*preprocess.image_size, preprocess.channels)
-        return preprocess.fields(seen if there else fitted(seen, preprocess))
+        return preprocess.fields(fitted(dataset.augment(example, rng), preprocess, again=False))
 
     return _shuffled(dataset, seed, skipped or Skipped()).seed(seed).random_map(prepare)
 
@@ -63,8 +61,17 @@ def _endless(name: str, source: Source, seed: int) -> grain.MapDataset[Any]:
     return grain.MapDataset.source(source).seed(seed).shuffle().repeat()
 
 
-def fitted(example: Example, preprocess: Preprocess) -> Example:
-    """The example with its image brought to the model's size."""
-    if "image" not in example:
-        return example
-    return {**example, "image": preprocess.fit(example["image"])}
+def fitted(example: Example, preprocess: Preprocess, again: bool = True) -> Example:
+    """The example with its image and the frames of its video brought to the model's size; `again`: also those that have
+    it, of which some preprocessing takes the middle."""
+
+    def fit(image: np.ndarray) -> np.ndarray:
+        there = image.shape == (*preprocess.image_size, preprocess.channels)
+        return image if there and not again else preprocess.fit(image)
+
+    found = dict(example)
+    if "image" in example:
+        found["image"] = fit(example["image"])
+    if "video" in example:
+        found["video"] = np.stack([fit(frame) for frame in example["video"]])
+    return found

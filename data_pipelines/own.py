@@ -37,11 +37,20 @@ class OwnData(RandomView):
         return held_apart(Examples(self.records.open(), self.fields), self.hold_out, split)
 
     def augment(self, example: Example, rng: np.random.Generator) -> Example:
-        """A random view of the image, where there is one, at the size that the model reads."""
-        if "image" not in example:
-            return example
-        cfg = self.preprocess
-        return {**example, "image": self.view(example["image"], cfg.image_size, cfg.channels, rng)}
+        """A random view of the image, or of all frames of a video, at the size that the model reads, and a random part
+        of a sound."""
+        cfg, seen = self.preprocess, dict(example)
+        if "image" in example:
+            seen["image"] = self.view(example["image"], cfg.image_size, cfg.channels, rng)
+        if "video" in example:
+            same = int(rng.integers(1 << 62))  # all frames are seen alike
+            alike = (np.random.default_rng(same) for _ in example["video"])
+            frames = zip(example["video"], alike, strict=True)
+            seen["video"] = np.stack([self.view(each, cfg.image_size, cfg.channels, rng) for each, rng in frames])
+        if "audio" in example and cfg.audio_length:
+            start = int(rng.integers(max(len(example["audio"]) - cfg.audio_length, 0) + 1))
+            seen["audio"] = cfg.clip(example["audio"], start)
+        return seen
 
     def preprocessor(self) -> Preprocess:
         """As configured."""

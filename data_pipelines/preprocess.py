@@ -11,8 +11,12 @@ from jaxtyping import Bool, Float, Int, Shaped
 from data_pipelines.captions import TEMPLATE
 from data_pipelines.images import Resample, Resize, resize, to_channels
 from data_pipelines.tokenizer import ByteTokenizer, Tokenizer
+from jmm.errors import UserError
 
 Arrays = dict[str, np.ndarray]
+
+PICTURES = ("image", "video")
+"""Fields whose bytes are normalised."""
 
 Padding = Literal["masked", "counted", "longest"]
 
@@ -36,6 +40,8 @@ class Preprocess:
     """Subtracted from scaled pixels; one value, or one a channel."""
     std: tuple[float, ...] = (0.5,)
     """What pixels are then divided by."""
+    audio_length: int = 0
+    """Samples of a sound: the middle of a longer one, silence behind a shorter; 0: sounds are not read."""
     image_optional: bool = False
     """Some examples have no picture: their pixels are zeros, and `image_mask` says so."""
     text_length: int = 77
@@ -75,9 +81,16 @@ class Preprocess:
         how = self.resize if isinstance(self.resize, str) else round(self.resize * ratio)
         return replace(self, image_size=image_size, resize=how)
 
+    def clip(self, sound: Float[np.ndarray, "S"], start: int | None = None) -> Float[np.ndarray, "L"]:
+        """`audio_length` samples from `start` on, or the middle ones; silence behind the end."""
+        length = self.audio_length
+        start = max(len(sound) - length, 0) // 2 if start is None else start
+        part = sound[start : start + length]
+        return np.pad(part, (0, length - len(part)))
+
     def normalise(
-        self, image: Shaped[np.ndarray, "H W C"], out: Float[np.ndarray, "H W C"] | None = None
-    ) -> Float[np.ndarray, "H W C"]:
+        self, image: Shaped[np.ndarray, "*T H W C"], out: Float[np.ndarray, "*T H W C"] | None = None
+    ) -> Float[np.ndarray, "*T H W C"]:
         """Pixels 0–255 to float32 (x · scale − mean) / std, in `out` where that is given."""
         pixels = np.empty(image.shape, np.float32) if out is None else out
         pixels[:] = image
@@ -138,12 +151,12 @@ class Preprocess:
         """Examples of which `fields` has made arrays.
 
         Raises:
-          ValueError: they have not all the same fields, in the same shapes.
+          UserError: they have not all the same fields, in the same shapes.
         """
         some = {name: array for each in examples for name, array in each.items()}
         if self.image_optional:
             some.setdefault("image", np.empty((*self.image_size, self.channels)))
-        types = {name: np.float32 if name == "image" else array.dtype for name, array in some.items()}
+        types = {name: np.float32 if name in PICTURES else array.dtype for name, array in some.items()}
         batch = {name: np.empty((len(examples), *array.shape), types[name]) for name, array in some.items()}
         for row, example in enumerate(examples):
             self.write(example, batch, row)
@@ -154,18 +167,22 @@ class Preprocess:
         there is no picture.
 
         Raises:
-          ValueError: it has not the batch's fields, in their shapes.
+          UserError: it has not the batch's fields, in their shapes.
         """
         missing = batch.keys() - example.keys() - ({"image"} if self.image_optional else set())
         if missing or example.keys() - batch.keys():
-            raise ValueError(f"all examples of a batch must have the fields {', '.join(sorted(batch))}")
+            raise UserError(
+                f"all examples of a batch must have the fields {', '.join(sorted(batch))}, and one has "
+                f"{', '.join(sorted(example)) or 'none'}; name those that are needed (data.fields.needed), and records "
+                "without them are skipped"
+            )
         if "image" in batch and "image" not in example:
             batch["image"][row] = 0
         for name, array in example.items():
             there = batch[name]
             if array.shape != there.shape[1:]:
-                raise ValueError(f"{name} must be {list(there.shape[1:])} in all of a batch, not {list(array.shape)}")
-            if name == "image":
+                raise UserError(f"{name} must be {list(there.shape[1:])} in all of a batch, not {list(array.shape)}")
+            if name in PICTURES:
                 self.normalise(array, there[row])
             else:
                 there[row] = array
@@ -173,14 +190,17 @@ class Preprocess:
     def fields(self, example: dict[str, Any]) -> Arrays:
         """One example, its image already fitted, as arrays; pixels are bytes still, for `batch` to normalise."""
         arrays: Arrays = {}
-        if "image" in example:
-            arrays["image"] = example["image"]
+        for name in PICTURES:
+            if name in example:
+                arrays[name] = example[name]
+        if "audio" in example and self.audio_length:
+            arrays["audio"] = self.clip(example["audio"])
         if self.image_optional:
             arrays["image_mask"] = np.asarray("image" in example)
         if "prompt" in example:
             arrays |= self.pair(example["prompt"], example["answer"])
-        elif "caption" in example:
-            arrays["text"], arrays["text_mask"] = self.text(example["caption"])
+        elif (text := example.get("caption", example.get("text"))) is not None:
+            arrays["text"], arrays["text_mask"] = self.text(text)
         for name in ("label", "task", "codes"):
             if name in example:
                 arrays[name] = np.asarray(example[name], np.int32)

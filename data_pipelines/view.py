@@ -1,5 +1,6 @@
 """What is seen of a training image."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,6 +26,13 @@ class RandomView:
     """Magnitude, from 0 to 30, of RandAugment's two operations on each (Cubuk et al. 2020); 0: none."""
     jitter: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
     """Brightness, contrast and saturation change by factors of 1 ± so much each, the hue by so much of its circle."""
+
+    def __post_init__(self) -> None:
+        """Raises UserError for a part or a shape that no image has."""
+        if not (0 < self.area[0] <= self.area[1] <= 1):
+            raise UserError(f"data.area is a smallest and a largest part, above 0 and at most 1, not {self.area}")
+        if not (0 < self.aspect[0] <= self.aspect[1] < math.inf):
+            raise UserError(f"data.aspect is a smallest and a largest width over height, above 0, not {self.aspect}")
 
     def view(
         self, image: UInt8[np.ndarray, "h w c"], size: tuple[int, int], channels: int, rng: np.random.Generator

@@ -71,14 +71,13 @@ class Workers(Ahead):
                 raise died(process) from None
 
     def _answer(self, number: int) -> None:
-        for process, connection in self._processes:
-            try:
-                error, news = connection.recv()
-            except (EOFError, OSError):
-                raise died(process) from None
+        # All of them, whatever one says: what is left unread would be taken for the answer to the next question.
+        answers = [received(process, connection) for process, connection in self._processes]
+        for _, news in answers:
+            self._skipped.put(*news)
+        for error, _ in answers:
             if error is not None:
                 raise error
-            self._skipped.put(*news)
 
     def close(self) -> None:
         """Ends the processes."""
@@ -87,10 +86,19 @@ class Workers(Ahead):
         for process, _ in self._processes:
             process.join(10)
             if process.is_alive():
-                process.terminate()
+                process.kill()
                 process.join()
             process.close()
         self._processes.clear()
+
+
+def received(process: Any, connection: Connection) -> tuple[Exception | None, tuple[Any, ...]]:
+    """What a worker says."""
+    try:
+        error, news = connection.recv()
+    except (EOFError, OSError):
+        raise died(process) from None
+    return error, news
 
 
 def died(process: Any) -> UserError:
@@ -111,7 +119,9 @@ def serve(
     memory: Sequence[Any],
 ) -> None:
     """A worker: writes its rows of each batch that is asked for, until nobody is there to ask."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that trains; it ends this one
+    for each in (signal.SIGINT, signal.SIGTERM):
+        # They come to all of a group, and are for the process that trains: it has to save, and then ends this one.
+        signal.signal(each, signal.SIG_IGN)
     skipped = Skipped(share=1.0)
     reader = Reader(dataset, seed, skipped)
     mine = parts(rows.stop - rows.start, threads or 1)

@@ -21,6 +21,7 @@ from data_pipelines.augmentations import (
     random_resized_crop,
     solarize,
 )
+from data_pipelines.view import RandomView
 from jmm.errors import UserError
 from tests.data_pipelines.test_naflex import picture
 
@@ -184,3 +185,17 @@ def test_solarize_is_pillows(threshold, seed):
 
 def test_solarize_by_hand():
     np.testing.assert_array_equal(solarize(np.array([[[0], [127], [128], [255]]], np.uint8))[0, :, 0], [0, 127, 127, 0])
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"area": (1.0, 0.08)}, "data.area is a smallest and a largest part"),
+        ({"area": (0.0, 1.0)}, "data.area is"),
+        ({"area": (8.0, 10.0)}, "data.area is"),
+        ({"aspect": (0.0, 1.0)}, "data.aspect is a smallest and a largest width over height"),
+    ],
+)
+def test_parts_that_no_image_has(wrong, says):
+    with pytest.raises(UserError, match=says):
+        RandomView(**wrong)

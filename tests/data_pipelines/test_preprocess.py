@@ -9,6 +9,7 @@ from data_pipelines.images import resize
 from data_pipelines.pipeline import held_out, training_batches
 from data_pipelines.preprocess import Preprocess
 from data_pipelines.tokenizer import ByteTokenizer
+from jmm.errors import UserError
 
 RNG = np.random.default_rng(0)
 PICTURES = [RNG.integers(0, 256, shape, dtype=np.uint8) for shape in [(9, 14, 3), (8, 8, 1), (30, 7, 3)]]
@@ -216,5 +217,5 @@ def test_a_batch_has_all_examples_fields():
     assert found["image"].dtype == np.float32 and found["image"][:, 0, 0, 0].tolist() == [1, 0]
     assert found["image_mask"].tolist() == [True, False] and found["label"].tolist() == [1, 2]
     for other in ({"label": 2, "caption": "a"}, {"image": examples[0]["image"]}):
-        with pytest.raises(ValueError, match="must have the fields image, image_mask, label"):
+        with pytest.raises(UserError, match="must have the fields image, image_mask, label"):
             how.batch([how.fields(example) for example in (examples[0], other)])

@@ -21,14 +21,16 @@ from jmm.errors import UserError
 
 @dataclass(frozen=True)
 class Numbers:
-    """Examples of a random picture, a text and their number; every n-th is broken, or one is unlike the others."""
+    """Examples of a random picture, a text and their number; every n-th is broken, or one is unlike the others, or
+    ends the reading."""
 
     size: int = 50
     broken: int = 0
     unlike: int = 0
+    unreadable: int = -1
 
     def source(self, split):
-        return Numbered(self.size, self.broken, self.unlike)
+        return Numbered(self.size, self.broken, self.unlike, self.unreadable)
 
     def augment(self, example, rng):
         return {**example, "image": rng.integers(0, 256, (6, 5, 3), np.uint8)}
@@ -42,11 +44,14 @@ class Numbered:
     size: int
     broken: int
     unlike: int
+    unreadable: int
 
     def __len__(self):
         return self.size
 
     def __getitem__(self, index):
+        if index == self.unreadable:
+            raise UserError(f"nobody knows {index}")
         if self.broken and index % self.broken == 0:
             raise Broken("image", f"{index} is broken")
         if self.unlike:
@@ -98,7 +103,7 @@ def test_threads_end_with_the_pipeline():
 
 @pytest.mark.parametrize("who", [{"threads": 2}, {"workers": 1}], ids=str)
 def test_examples_that_differ_in_their_fields_end_it(who):
-    with pytest.raises((ValueError, RuntimeError), match="all examples of a batch must have the fields image, label"):
+    with pytest.raises(UserError, match="all examples of a batch must have the fields image, label"):
         batches(Numbers(unlike=30), 5, 12, **who)
 
 
@@ -153,3 +158,32 @@ def test_a_dataset_of_no_module_is_refused_with_one_sentence():
     ):
         next(iterator)
     assert not multiprocessing.active_children()
+
+
+@pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM])
+def test_what_ends_the_process_that_trains_leaves_it_its_workers(sign):
+    """It comes to all of a group; the one that trains has a step to end, and a state to save."""
+    expected = batches(Numbers(), 4, 20, threads=0)
+    with training_batches(Numbers(), 4, 3, workers=2) as iterator:
+        found = [{name: array.copy() for name, array in batch.items()} for batch in islice(iterator, 5)]
+        for child in multiprocessing.active_children():
+            os.kill(child.pid, sign)
+        found += list(islice(iterator, 15))
+    assert_same(found, expected)
+    assert not multiprocessing.active_children()
+
+
+@pytest.mark.parametrize("who", [{"threads": 2}, {"workers": 2}], ids=str)
+def test_after_an_error_the_next_batches_are_right(who):
+    expected, skipped = batches(Numbers(), 5, 9, threads=0), Skipped(share=0.9)
+    with training_batches(Numbers(unreadable=23), 5, 3, skipped=skipped, **who) as iterator:
+        found = []
+        for _ in range(9):
+            try:
+                found.append({name: array.copy() for name, array in next(iterator).items()})
+            except UserError as error:
+                assert "nobody knows 23" in str(error)
+                found.append(None)
+    assert found.count(None) == 1
+    right = [(one, other) for one, other in zip(found, expected, strict=True) if one is not None]
+    assert_same([one for one, _ in right], [other for _, other in right])
