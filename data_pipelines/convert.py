@@ -7,7 +7,8 @@ import tempfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import contextmanager
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing import get_context
@@ -23,6 +24,8 @@ from jmm.errors import UserError
 
 MANIFEST = "shards.json"
 """What is converted to how many shards."""
+STATE = "state"
+"""In the manifest: of the source's files, see `files.state`."""
 FINISHED = "finished"
 """The folder of what each finished shard holds, written once its shard is in its place: by then any process, on any
 machine, may take the shard for made."""
@@ -38,9 +41,11 @@ class Shard:
     records: int
     """How many."""
     left_out: int
-    """Broken ones, which were not written."""
+    """Those that cannot be read, or that have no place in a file, which were not written."""
     checksum: int
     """CRC-32 over all records in their order."""
+    broken: str = ""
+    """What is wrong with the first of those left out."""
 
 
 @dataclass(frozen=True)
@@ -75,21 +80,31 @@ def convert(
       say: is told of each shard.
 
     Raises:
-      UserError: no source, a target that holds another conversion, shards that do not verify, no space.
+      UserError: no source, a target that holds another conversion, shards that do not verify, no space, no record that
+        can be read.
     """
     count = len(records(source, split).open())
     if not 1 <= shards <= max(count, 1):
         raise UserError(f"--shards lies between 1 and the {count} records, not {shards}")
-    plan = {"source": source, "split": split, "records": count, "shards": shards}
+    plan = {"source": source, "split": split, "records": count, "shards": shards, STATE: files.state(source, target)}
     done = _begin(target, plan)
     todo = [number for number in range(shards) if f"{number:05d}" not in done]
     work = partial(write_shard, source, split, target, shards)
     try:
         for shard in _in_processes(work, todo, workers) if beam is None else _on_beam(work, todo, beam, target):
-            say(f"{shard.name}: {shard.records} records, {shard.left_out} broken ones left out")
+            why = f" that cannot be converted, the first: {shard.broken}" if shard.broken else ""
+            say(f"{shard.name}: {shard.records} records, without {shard.left_out}{why}")
     except OSError as error:
         raise UserError(f"{target} cannot be written ({error.strerror or error}); the same command goes on") from error
+    except BrokenProcessPool as error:
+        raise UserError(
+            "a process of the conversion was ended, perhaps for want of memory, of which fewer --workers take less; "
+            "the same command goes on"
+        ) from error
     done = _finished(target)
+    if count and not any(shard.records for shard in done.values()):
+        first = next((shard.broken for shard in done.values() if shard.broken), "")
+        raise UserError(f"none of the {count} records of {source} can be converted; the first: {first}")
     return Converted(tuple(done[name] for name in sorted(done)), len(todo))
 
 
@@ -120,22 +135,22 @@ def write_shard(source: str, split: str, target: str, shards: int, number: int) 
     module = needed("array_record.python.array_record_module", "data", target)
     raw = records(source, split).open()
     name = f"data-{number:05d}-of-{shards:05d}.array_record"
-    count, left_out, checksum = 0, 0, 0
+    count, left_out, checksum, broken = 0, 0, 0, ""
     with _workplace(target) as folder:
         beside = folder / f"{name}{files.PART}"
-        writer = module.ArrayRecordWriter(str(beside), OPTIONS)
         try:
-            for index in range(*share(len(raw), number, shards)):
-                try:
-                    data = pack(raw[index])
-                except (Broken, TypeError):
-                    left_out += 1
-                    continue
-                writer.write(data)
-                checksum, count = zlib.crc32(data, checksum), count + 1
-        finally:
-            writer.close()
-        shard = Shard(name, count, left_out, checksum)
+            with closing(module.ArrayRecordWriter(str(beside), OPTIONS)) as writer:
+                for index in range(*share(len(raw), number, shards)):
+                    try:
+                        data = pack(raw[index])
+                    except Broken as error:
+                        left_out, broken = left_out + 1, broken or f"{raw.where(index)}: {error}"
+                        continue
+                    writer.write(data)
+                    checksum, count = zlib.crc32(data, checksum), count + 1
+        except RuntimeError as error:
+            raise UserError(f"{beside} cannot be written ({error}); the same command goes on") from error
+        shard = Shard(name, count, left_out, checksum, broken)
         verify(beside, shard)
         files.move(beside, files.join(target, name))
     files.write(files.join(target, FINISHED, f"{number:05d}.json"), json.dumps(vars(shard)).encode())
@@ -182,10 +197,15 @@ def _begin(target: str, plan: Mapping[str, object]) -> dict[str, Shard]:
         files.write(manifest, json.dumps(plan).encode())
         return {}
     kept = _read(manifest)
+    if kept != plan and {**kept, STATE: plan[STATE]} == plan:
+        raise UserError(f"{target} was begun before the files of {plan['source']} were changed; name another folder")
     if kept != plan:
         other = ", ".join(f"{name} {value}" for name, value in kept.items())
         raise UserError(f"{target} holds another conversion ({other}); name another folder")
-    return {name: shard for name, shard in _finished(target).items() if shard.name in there}
+    finished = {name: shard for name, shard in _finished(target).items() if shard.name in there}
+    if files.is_remote(target):
+        return finished
+    return {name: shard for name, shard in finished.items() if not _wrong(Path(target), shard)}
 
 
 def _finished(target: str) -> dict[str, Shard]:
@@ -213,10 +233,13 @@ def _read(path: str) -> dict[str, Any]:
 
 def checked(path: Path) -> list[str]:
     """What is wrong with the shards of a converted folder; empty: nothing."""
-    wrong = []
-    for _, shard in sorted(_finished(str(path)).items()):
-        try:
-            verify(path / shard.name, shard)
-        except (UserError, RuntimeError, ValueError) as error:
-            wrong.append(f"{shard.name}: {error}")
-    return wrong
+    found = (_wrong(path, shard) for _, shard in sorted(_finished(str(path)).items()))
+    return [sentence for sentence in found if sentence]
+
+
+def _wrong(path: Path, shard: Shard) -> str:
+    try:
+        verify(path / shard.name, shard)
+    except (UserError, RuntimeError, ValueError) as error:
+        return f"{shard.name}: {error}"
+    return ""

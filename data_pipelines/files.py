@@ -2,6 +2,7 @@
 
 import os
 import re
+import zlib
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -10,6 +11,9 @@ from jmm.errors import UserError
 
 RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 """The numbers of shards as WebDataset writes them: {000..127}."""
+
+INDEX = ".index.npy"
+"""How the name of a file ends that is kept beside a shard, and no part of the data."""
 
 PART = ".part"
 """How the name of a file ends that is still written."""
@@ -45,7 +49,8 @@ def shards(pattern: str, suffixes: tuple[str, ...]) -> list[str]:
     Raises:
       UserError: there is none, or one that a range names is missing.
     """
-    found = [path for each in pattern.split(",") for path in _expanded(each.strip(), suffixes)]
+    patterns = [pattern] if not is_remote(pattern) and Path(pattern).exists() else pattern.split(",")
+    found = [path for each in patterns for path in _expanded(each.strip(), suffixes)]
     if not found:
         raise UserError(f"{pattern} names no file that ends with {' or '.join(suffixes)}")
     return found
@@ -68,19 +73,38 @@ def _expanded(pattern: str, suffixes: tuple[str, ...]) -> list[str]:
     if path.is_file():
         return [pattern]
     if any(sign in path.name for sign in "*?"):
-        return sorted(str(each) for each in path.parent.glob(path.name) if each.is_file())
+        matching = (str(each) for each in path.parent.glob(path.name) if each.is_file())
+        return sorted(each for each in matching if each.endswith(suffixes))  # beside them lie their indexes
     raise UserError(f"there is no {pattern}")
 
 
 def _remote(pattern: str, suffixes: tuple[str, ...]) -> list[str]:
     files = filesystem(pattern)
-    if files.isdir(pattern):
-        found = [path for path in files.ls(pattern, detail=False) if path.endswith(suffixes)]
-    else:
-        found = files.glob(pattern)
+    several = files.isdir(pattern)
+    found = files.ls(pattern, detail=False) if several else files.glob(pattern)
+    if several or any(sign in pattern for sign in "*?"):
+        found = [path for path in found if path.endswith(suffixes)]
     if not found:
         raise UserError(f"there is no {pattern}")
     return sorted(files.unstrip_protocol(path) for path in found)
+
+
+def state(pattern: str, without: str) -> str:
+    """A checksum of the names, sizes and, on disk, times of all files of a pattern and below its folders, but for those
+    below `without`: the same as long as nothing is changed.
+
+    Raises:
+      UserError: as `shards`.
+    """
+    found: list[tuple[str, int, int]] = []
+    for path in [pattern] if not is_remote(pattern) and Path(pattern).is_dir() else shards(pattern, ("",)):
+        if is_remote(path):
+            found += [(name, about["size"], 0) for name, about in filesystem(path).find(path, detail=True).items()]
+        else:
+            below = Path(path).rglob("*") if Path(path).is_dir() else [Path(path)]
+            about = ((each, each.stat()) for each in below if each.is_file() and not each.is_relative_to(without))
+            found += [(str(each), stat.st_size, stat.st_mtime_ns) for each, stat in about]
+    return f"{zlib.crc32(repr(sorted(each for each in found if INDEX not in each[0])).encode(errors='replace')):08x}"
 
 
 def size(path: str) -> int:
@@ -143,6 +167,18 @@ def read_below(folder: str, name: str) -> bytes:
         return bytes(filesystem(path).cat_file(path)) if is_remote(path) else Path(path).read_bytes()
     except OSError as error:
         raise Broken("field", f"there is no {name} that can be read ({error.strerror or error})") from error
+
+
+def content(path: Path) -> bytes:
+    """A whole file that was found in a folder.
+
+    Raises:
+      Broken: it cannot be read.
+    """
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise Broken("field", f"it cannot be read ({error.strerror or error})") from error
 
 
 def join(folder: str, *names: str) -> str:

@@ -1,7 +1,12 @@
 """ArrayRecord files whose records are MessagePack maps, as `jmm data convert` writes them: the layout to train from."""
 
+import re
 from dataclasses import dataclass
+from datetime import date, time
+from decimal import Decimal
+from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import numpy as np
 
@@ -9,6 +14,9 @@ from data_pipelines import files
 from data_pipelines.broken import Broken, Unreadable
 from data_pipelines.sources.extra import needed
 from data_pipelines.sources.records import Files, Raw, Record, opened
+from jmm.errors import UserError
+
+OF = re.compile(r"-[0-9]+-of-([0-9]+)\.array_record$")
 
 ARRAY = "ndarray"
 """The only key of a map that stands for an array, whose value is [type, shape, bytes]."""
@@ -25,13 +33,24 @@ class ArrayRecord:
         """The records of all files, in the order of their names.
 
         Raises:
-          UserError: there is no file, or none is an ArrayRecord file.
+          UserError: there is no file, none is an ArrayRecord file, or the folder lacks some of its shards.
         """
         paths = files.shards(self.path, (".array_record",))
+        if len(paths) < (count := _whole(self.path)):
+            raise UserError(
+                f"{self.path} holds {len(paths)} of {count} shards; the conversion that began it goes on by its "
+                "command, and names with * take what is there"
+            )
         try:
             return _packed(self.path, paths)
         except Unreadable:
             return Files(opened(paths, lambda path: _packed(path, [path])))
+
+
+def _whole(path: str) -> int:
+    """How many shards a folder should have, by their names; 0: those do not say."""
+    names = [] if files.is_remote(path) or not Path(path).is_dir() else files.listing(path)
+    return max((int(match[1]) for name in names if (match := OF.search(name))), default=0)
 
 
 def _packed(path: str, paths: list[str]) -> "Packed":
@@ -65,10 +84,11 @@ class Packed:
 
 
 def pack(record: Record) -> bytes:
-    """A record as MessagePack: strings, bytes, numbers, lists of such and arrays.
+    """A record as MessagePack: strings, bytes, numbers, lists of such and arrays; dates and decimal numbers are
+    written out.
 
     Raises:
-      TypeError: a value of another kind.
+      Broken: a value of another kind, a number of more than 64 bits, half a letter.
     """
     import msgpack
 
@@ -77,9 +97,16 @@ def pack(record: Record) -> bytes:
             return {ARRAY: [value.dtype.str, list(value.shape), value.tobytes()]}
         if isinstance(value, np.generic):
             return value.item()
-        raise TypeError(f"a record holds {type(value).__name__}, which has no place in a file")
+        if isinstance(value, date | time):
+            return value.isoformat()
+        if isinstance(value, Decimal | UUID):
+            return str(value)
+        raise TypeError(f"it holds {type(value).__name__}")
 
-    return bytes(msgpack.packb(dict(record), default=plain))
+    try:
+        return bytes(msgpack.packb(dict(record), default=plain))
+    except (TypeError, ValueError, OverflowError) as error:
+        raise Broken("record", f"a record has no place in a file ({error})") from error
 
 
 def unpack(data: bytes) -> dict[str, Any]:

@@ -6,11 +6,13 @@ videos/
   swing/001.jpg
 """
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from data_pipelines import files
 from data_pipelines.broken import Broken
 from data_pipelines.images import list_images
 from data_pipelines.sources.captions import optional_captions
@@ -63,10 +65,15 @@ class FrameRecords:
     def __getitem__(self, index: int) -> Record:
         folder = self.folders[index]
         try:
-            paths = list_images(folder)
+            paths = sorted(list_images(folder), key=_numbered)
         except UserError as error:
             raise Broken("field", str(error)) from error
         # The middles of equal parts: neither the first frame nor the last counts more than others.
         places = ((np.arange(self.frames) + 0.5) * len(paths) / self.frames).astype(int)
-        video = {"video": [paths[place].read_bytes() for place in places]}
+        video = {"video": [files.content(paths[place]) for place in places]}
         return video | ({"caption": self.captions[folder.name]} if folder.name in self.captions else {})
+
+
+def _numbered(path: Path) -> list[tuple[int, str]]:
+    """For sorting by the numbers in a name: frame2 comes before frame10."""
+    return [(int(each), "") if each.isdigit() else (-1, each) for each in re.split(r"([0-9]+)", path.as_posix())]

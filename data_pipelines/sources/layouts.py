@@ -1,5 +1,6 @@
 """Which layout a path has, told by what lies there."""
 
+import re
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,7 +55,7 @@ def records(path: str, split: str = "train") -> Records:
     """
     name = path.split(",")[0].rstrip("/")
     for suffix, layout in BY_SUFFIX.items():
-        if suffix in name.rsplit("/", 1)[-1]:
+        if re.search(rf"{re.escape(suffix)}(?![a-z])", name.rsplit("/", 1)[-1]):
             return layout(path)
     if files.is_remote(path):
         if files.listing(path) & set(CAPTION_FILES):

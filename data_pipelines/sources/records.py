@@ -90,6 +90,8 @@ class Fields:
                 found[field] = make(self, record[name])
         if "text" in found and "image" in found and "caption" not in found:
             found["caption"] = found.pop("text")
+        if "answer" not in found:
+            found.pop("prompt", None)  # of a picture that was made from it, say: nothing is asked
         if missing := [field for field in self.needed if field not in found]:
             raise Broken("field", f"there is no {missing[0]}, but {', '.join(map(str, record)) or 'nothing'}")
         return found
@@ -180,13 +182,22 @@ def image_of(fields: Fields, value: Any) -> np.ndarray:
         value = value.get("bytes")
     if isinstance(value, bytes | bytearray | memoryview):
         return decode_image(bytes(value))
-    if isinstance(value, np.ndarray) and value.dtype == np.uint8 and value.ndim in (2, 3):
-        return value[:, :, None] if value.ndim == 2 else value
-    raise Broken("image", f"an image is {type(value).__name__}, not encoded bytes or uint8 [h, w, C]")
+    if isinstance(value, np.ndarray) and value.dtype == np.uint8 and value.ndim in (2, 3) and value.size:
+        image = value[:, :, None] if value.ndim == 2 else value
+        if image.shape[2] in (1, 3):
+            return image
+    kind = f"{value.dtype} {list(value.shape)}" if isinstance(value, np.ndarray) else type(value).__name__
+    raise Broken("image", f"an image is {kind}, not encoded bytes or uint8 [h, w, 1 or 3]")
 
 
 def images_of(fields: Fields, value: Any) -> list[np.ndarray]:
-    """Several."""
+    """Several.
+
+    Raises:
+      Broken: they are no list, or one of them is no picture.
+    """
+    if not isinstance(value, list | tuple | np.ndarray):
+        raise Broken("image", f"pictures are {type(value).__name__}, not a list")
     return [image_of(fields, each) for each in value]
 
 
@@ -208,8 +219,12 @@ def sound_of(fields: Fields, value: Any) -> np.ndarray:
     Raises:
       Broken: it is no readable sound.
     """
+    if isinstance(value, Mapping):
+        value = value.get("bytes")
+    if not isinstance(value, bytes | bytearray | memoryview):
+        raise Broken("audio", f"a sound is {type(value).__name__}, not the bytes of a WAV or FLAC file")
     try:
-        sound = read_sound(bytes(value["bytes"] if isinstance(value, Mapping) else value))
+        sound = read_sound(bytes(value))
     except UserError as error:
         raise Broken("audio", str(error)) from error
     return resample(sound.mono, sound.rate, fields.audio_rate)
@@ -232,6 +247,8 @@ def text_of(fields: Fields, value: Any) -> str:
         raise Broken("caption", f"a text is {type(value).__name__}")
     if not value.strip():
         raise Broken("caption", "a text is empty")
+    if any("\ud800" <= letter <= "\udfff" for letter in value):
+        raise Broken("caption", "a text holds half a letter (a surrogate)")
     return value.strip()
 
 
@@ -242,9 +259,12 @@ def number_of(fields: Fields, value: Any) -> int:
       Broken: it is none.
     """
     try:
-        return int(value)
-    except (TypeError, ValueError) as error:
+        number = int(value)
+    except (TypeError, ValueError, OverflowError) as error:
         raise Broken("field", f"a label is {value!r}, not a whole number") from error
+    if (isinstance(value, float | np.floating) and number != value) or not -(1 << 31) <= number < 1 << 31:
+        raise Broken("field", f"a label is {value!r}, not a whole number of 32 bits")
+    return number
 
 
 MAKERS: dict[str, Callable[[Fields, Any], Any]] = {

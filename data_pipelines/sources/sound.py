@@ -9,6 +9,7 @@ sounds/
 from dataclasses import dataclass
 from pathlib import Path
 
+from data_pipelines import files
 from data_pipelines.sources.captions import optional_captions
 from data_pipelines.sources.records import Raw, Record
 from jmm.errors import UserError
@@ -55,4 +56,4 @@ class SoundRecords:
         path = self.paths[index]
         name = path.relative_to(self.folder).as_posix()
         caption = {"caption": self.captions[name]} if name in self.captions else {}
-        return {"audio": path.read_bytes()} | caption
+        return {"audio": files.content(path)} | caption

@@ -5,14 +5,17 @@
       000017.txt
       000017.json       the object in it gives fields too
 
-A shard is indexed once; the index is kept beside it (shard-000.tar.1048576.index.npy, the number being the shard's size
-in bytes) where that can be written, and in memory elsewhere.
+Files without an ending, and those whose names begin with a dot, are no part of a record, as for WebDataset.
+
+A shard is indexed once; the index is kept beside it (shard-000.tar.1048576-89abcdef.index.npy: the shard's size in
+bytes, and a checksum of its beginning) where that can be written, and in memory elsewhere.
 """
 
 import json
 import os
 import tarfile
 import threading
+import zlib
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -26,6 +29,12 @@ from data_pipelines.sources.records import Files, Raw, Record, opened
 
 UNSAFE, CUT = "!name", "!record"
 """Columns of an index: a file of the record has a name that leads out of the archive; the archive ends within it."""
+
+GZIP = b"\x1f\x8b"
+"""How a compressed file begins."""
+
+ENDINGS = 64
+"""Different ones that the files of a shard may have; more are names with dots in their keys."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +76,7 @@ class Shard:
         if row[UNSAFE][1]:
             raise Broken("name", "a file has a name that leads out of the archive")
         if row[CUT][1]:
-            raise Broken("record", "the archive ends here")
+            raise Broken("record", "the archive ends here, or is damaged")
         record: dict[str, Any] = {}
         for ending in self.index.dtype.names or ():
             offset, size = (int(each) for each in row[ending])
@@ -90,8 +99,8 @@ def indexed(path: str) -> np.ndarray:
         with files.filesystem(path).open(path, "rb") as archive:
             return make_index(archive, path, files.size(path))
     shard = Path(path)
-    about = shard.stat()
-    kept = shard.with_name(f"{shard.name}.{about.st_size}.index.npy")
+    about, begins = shard.stat(), zlib.crc32(files.read(path, 0, tarfile.BLOCKSIZE))
+    kept = shard.with_name(f"{shard.name}.{about.st_size}-{begins:08x}{files.INDEX}")
     if kept.is_file() and kept.stat().st_mtime >= about.st_mtime:
         try:
             return np.load(kept, mmap_mode="r", allow_pickle=False)
@@ -124,6 +133,8 @@ def make_index(archive: Any, path: str, size: int) -> np.ndarray:
                     continue
                 name = PurePosixPath(member.name)
                 stem, _, ending = name.name.partition(".")
+                if not stem or not ending:
+                    continue
                 if (key := (str(name.parent), stem)) != last:
                     records.append({})
                     last = key
@@ -132,12 +143,23 @@ def make_index(archive: Any, path: str, size: int) -> np.ndarray:
                     records[-1][UNSAFE] = 0, 1
                 if member.offset_data + member.size > size:
                     records[-1][CUT] = 0, 1
+            # A header that is cut off or damaged ends the loop in silence; only an empty block ends an archive.
+            archive.seek(members.offset)
+            whole = archive.read(tarfile.BLOCKSIZE) == bytes(tarfile.BLOCKSIZE)
     except tarfile.ReadError as error:
         if not records:
-            raise Unreadable(f"{path} is no tar archive ({error})") from error
-        if CUT not in records[-1]:
-            records.append({CUT: (0, 1)})
+            archive.seek(0)
+            packed = "; it is compressed: unpack it first" if archive.read(2) == GZIP else ""
+            raise Unreadable(f"{path} is no tar archive ({error}){packed}") from error
+        whole = False
+    if not whole and not (records and CUT in records[-1]):
+        records.append({CUT: (0, 1)})
     endings = sorted({ending for record in records for ending in record} | {UNSAFE, CUT})
+    if len(endings) > ENDINGS + 2:
+        raise Unreadable(
+            f"the files of {path} have {len(endings) - 2} different endings ({endings[2]}, {endings[3]}, …): "
+            "a name's first dot ends its key, so there is none to be in it"
+        )
     index = np.zeros(len(records), [(ending, np.int64, (2,)) for ending in endings])
     for place, record in enumerate(records):
         for ending, where in record.items():

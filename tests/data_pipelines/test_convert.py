@@ -3,6 +3,7 @@
 import json
 import shutil
 import sys
+from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 
 import pytest
@@ -164,3 +165,62 @@ def test_no_space_is_said_and_what_was_made_stays(tmp_path, monkeypatch):
     with pytest.raises((UserError, NotADirectoryError)):
         made(source, to)
     assert to.read_text() == "a file is in the way"
+
+
+def test_a_source_that_has_changed_is_not_mixed_with_what_it_was(tmp_path):
+    source, to = folder_csv(tmp_path / "source"), tmp_path / "to"
+    made(source, to)
+    (to / FINISHED / "00002.json").unlink()
+    before = contents(to)
+    (tmp_path / "source" / "captions.csv").write_text(
+        "file_name,caption\n" + "".join(f"{n}.png,new\n" for n in range(COUNT))
+    )
+    with pytest.raises(UserError, match=r"was begun before the files of .*source were changed; name another folder"):
+        made(source, to)
+    assert contents(to) == before
+
+
+def test_a_finished_shard_that_is_damaged_is_made_again(tmp_path):
+    source, to = folder_csv(tmp_path / "source"), tmp_path / "to"
+    made(source, to)
+    one, *_ = sorted(to.glob("*.array_record"))
+    whole = one.read_bytes()
+    one.write_bytes(whole[: len(whole) // 2])
+    assert made(source, to).made == 1 and one.read_bytes() == whole
+
+
+def test_part_of_a_conversion_is_not_taken_for_all(tmp_path):
+    to = tmp_path / "to"
+    made(tar_shards(tmp_path / "source"), to)
+    next(to.glob("*-00001-of-*")).unlink()
+    with pytest.raises(UserError, match=r"holds 2 of 3 shards; the conversion that began it goes on by its command"):
+        records(str(to)).open()
+    assert len(records(str(to / "*.array_record")).open()) == 3
+
+
+def test_nothing_that_can_be_converted(tmp_path):
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source" / "captions.csv").write_text("file_name,caption\ngone.png,a\nlost.png,b\n")
+    with pytest.raises(UserError, match=r"none of the 2 records of .* can be converted; the first: line 2 of .*gone"):
+        made(str(tmp_path / "source"), tmp_path / "to", shards=1)
+
+
+def test_a_process_that_is_killed_is_told(tmp_path, monkeypatch):
+    def killed(*_):
+        raise BrokenProcessPool
+        yield
+
+    monkeypatch.setattr("data_pipelines.convert._in_processes", killed)
+    with pytest.raises(UserError, match=r"a process of the conversion was ended, .*the same command goes on"):
+        made(folder_csv(tmp_path / "source"), tmp_path / "to")
+
+
+def test_a_writer_without_space_is_told(tmp_path, monkeypatch):
+    def full(self, data):
+        raise RuntimeError("No space left on device")
+
+    source, to = folder_csv(tmp_path / "source"), tmp_path / "to"
+    to.mkdir()
+    monkeypatch.setattr("array_record.python.array_record_module.ArrayRecordWriter.write", full)
+    with pytest.raises(UserError, match=r"part cannot be written \(No space left .*\); the same command goes on"):
+        write_shard(source, "train", str(to), 3, 0)

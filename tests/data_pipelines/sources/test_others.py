@@ -3,15 +3,23 @@
 import io
 import json
 import wave
+from dataclasses import replace
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from data_pipelines import files
 from data_pipelines.broken import Broken
+from data_pipelines.own import OwnData
+from data_pipelines.pipeline import held_out, training_batches
+from data_pipelines.preprocess import Preprocess
+from data_pipelines.sources.frames import Frames
 from data_pipelines.sources.layouts import records
 from data_pipelines.sources.pages import Pages
 from data_pipelines.sources.records import Examples, Fields
+from data_pipelines.sources.sound import Sounds
 from jmm.errors import UserError
 from tests.data_pipelines.sources.layouts import CAPTIONS, COUNT, encoded, folder_csv, parquet, picture, tar_shards
 
@@ -166,3 +174,52 @@ def test_names_of_shards(tmp_path):
     assert names(f"{tmp_path}/a-0?.tar, {tmp_path}/b.tar") == ["a-00.tar", "a-01.tar", "a-02.tar", "b.tar"]
     with pytest.raises(UserError, match=r"there is no .*a-03.tar"):
         names(f"{tmp_path}/a-{{02..03}}.tar")
+
+
+def test_frames_go_by_their_numbers(tmp_path):
+    (tmp_path / "one").mkdir()
+    for number in range(1, 13):
+        (tmp_path / "one" / f"frame{number}.png").write_bytes(encoded(np.full((4, 6, 3), number, np.uint8)))
+    frames = Examples(Frames(str(tmp_path), 12).open(), Fields())[0]["video"]
+    assert frames[:, 0, 0, 0].tolist() == list(range(1, 13))
+
+
+def test_a_sound_that_is_gone(tmp_path):
+    (tmp_path / "a.wav").symlink_to(tmp_path / "nowhere.wav")
+    with pytest.raises(Broken, match=r"a\.wav: it cannot be read \(No such file"):
+        Examples(Sounds(str(tmp_path)).open(), Fields())[0]
+
+
+def test_sounds_videos_and_texts_become_batches(tmp_path):
+    """Of one length, from one part of a sound, with all frames of a video seen alike."""
+    sounds, videos = tmp_path / "sounds", tmp_path / "videos"
+    sounds.mkdir()
+    for name, samples in (("long", np.arange(1, 401)), ("short", np.ones(20))):
+        with wave.open(str(sounds / f"{name}.wav"), "wb") as file:
+            file.setnchannels(1)
+            file.setsampwidth(2)
+            file.setframerate(16000)
+            file.writeframes(samples.astype("<i2").tobytes())
+    frame = np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8)
+    for number in range(2):
+        (videos / str(number)).mkdir(parents=True)
+        for place in range(8):
+            (videos / str(number) / f"{place}.png").write_bytes(encoded(frame))
+    how = Preprocess((8, 6), audio_length=100, text_length=16)
+    heard = OwnData(records(str(sounds)), hold_out=3, preprocess=how)
+    with training_batches(heard, 2, 0, threads=1) as batches:
+        rows = [row for _ in range(4) for row in next(batches)["audio"].copy()]
+    assert {row.shape for row in rows} == {(100,)} and rows[0].dtype == np.float32
+    long = [row * 32768 for row in rows if row[-1]]
+    assert len(long) == 4 and len({row[0] for row in long}) > 1
+    assert all(np.array_equal(np.diff(row), np.ones(99)) for row in long)
+    np.testing.assert_allclose(held_out(replace(heard, held_out=heard.records))[1]["audio"][0][0] * 32768, 151)
+    seen = OwnData(records(str(videos)), hold_out=3, preprocess=how, area=(0.2, 0.5))
+    with training_batches(seen, 2, 0, threads=1) as batches:
+        video = next(batches)["video"]
+    assert video.shape == (2, 8, 8, 6, 3) and abs(video).max() <= 1
+    assert (video == video[:, :1]).all() and not np.array_equal(video[0], video[1])
+    assert held_out(replace(seen, held_out=seen.records))[1]["video"].shape == (2, 8, 8, 6, 3)
+    pq.write_table(pa.table({"text": [f"line {n}" for n in range(20)]}), tmp_path / "a.parquet")
+    with training_batches(OwnData(records(str(tmp_path / "a.parquet")), preprocess=how), 2, 0, threads=1) as batches:
+        assert next(batches)["text"].shape == (2, 16)
