@@ -17,6 +17,9 @@ from data_pipelines.sources.layouts import records
 from data_pipelines.sources.records import Fields, Raw
 from jmm.errors import UserError
 
+LISTED = 100
+"""Broken records that a person is shown; `as_json` has all."""
+
 LONGEST_TEXT = 160
 """Letters of a text on the sheet."""
 
@@ -49,7 +52,12 @@ class Inspection:
             found.append(f"  not used: {', '.join(unused)}")
         reasons = Counter(reason for reason, _ in self.broken)
         found.append(f"  broken   {len(self.broken):,}" + "".join(f", {count} {why}" for why, count in reasons.items()))
-        return found + [f"    {reason}: {sentence}" for reason, sentence in self.broken]
+        found += [f"    {reason}: {sentence}" for reason, sentence in self.broken[:LISTED]]
+        if len(self.broken) > LISTED:
+            found.append(f"    and {len(self.broken) - LISTED:,} more")
+        if self.names and not self.fields:
+            found.append("  no name is one that training looks for; set them: --data.fields.image NAME, …")
+        return found
 
 
 UNITS = {
@@ -81,7 +89,8 @@ def inspect(
             examples.append(_thumbnail(example))
     if png is not None:
         if not examples:
-            raise UserError(f"{source} has no record that could be drawn: {found.read} were read and all are broken")
+            (_, first), *_ = found.broken or [("", "there is none")]
+            raise UserError(f"{source} has no record that could be drawn: {found.read} were read; the first: {first}")
         contact_sheet(png, examples)
     return found
 

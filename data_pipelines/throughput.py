@@ -1,8 +1,9 @@
 """How fast a dataset can be read, by stage, and which stage limits it."""
 
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,9 @@ from data_pipelines.order import fitted
 from data_pipelines.own import OwnData
 from data_pipelines.pipeline import training_batches
 from data_pipelines.preprocess import Preprocess
+from data_pipelines.protocol import Example
 from data_pipelines.sources.layouts import records
+from data_pipelines.sources.records import MAKERS, Fields
 from jmm.errors import UserError
 
 STAGES = ("read", "decode", "transform", "batch")
@@ -56,7 +59,15 @@ def throughput(
     places = rng.permutation(len(raw))[:count]
     found, seconds = {}, {}
     found["read"], seconds["read"] = _timed(lambda place: raw[int(place)], places)
-    found["decode"], seconds["decode"] = _timed(data.fields.example, found["read"])
+    decoded, seconds["decode"] = _timed(data.fields.example, found["read"])
+    usual = _usual(decoded, source)
+    found["decode"] = [{name: each[name] for name in usual} for each in decoded if each.keys() >= usual]
+    # All of a batch have the same fields.
+    without: dict[str, Any] = {name: () for name in MAKERS if name not in usual}
+    fields = Fields(needed=tuple(usual), **without)
+    sounds = [len(each["audio"]) for each in found["decode"] if "audio" in each]
+    length = int(np.median(sounds)) if sounds else 0
+    data = replace(data, fields=fields, preprocess=replace(data.preprocess, audio_length=length))
 
     def transform(example: Any) -> Any:
         return data.preprocess.fields(fitted(data.augment(example, rng), data.preprocess))
@@ -76,6 +87,19 @@ def throughput(
             next(batches)
         took = time.perf_counter() - start
     return Throughput({stage: 1 / seconds[stage] for stage in STAGES}, rounds * batch_size / took, threads, workers)
+
+
+def _usual(examples: Sequence[Example], source: str) -> set[str]:
+    """The fields that most examples have.
+
+    Raises:
+      UserError: there is none.
+    """
+    counts = Counter(name for example in examples for name in example)
+    usual = {name for name, count in counts.items() if 2 * count > len(examples)}
+    if not usual:
+        raise UserError(f"{source} gives no field that training looks for; `jmm data inspect` lists what there is")
+    return usual
 
 
 def _timed(run: Callable[[Any], Any], inputs: Sequence[Any] | np.ndarray) -> tuple[list[Any], float]:

@@ -63,9 +63,7 @@ def convert(options: argparse.Namespace) -> Result:
     how = {"split": options.split, "workers": options.workers, "beam": options.beam}
     done = convert(options.source, options.target, options.shards, **how, say=say)
     count, left_out = (sum(getattr(shard, name) for shard in done.shards) for name in ("records", "left_out"))
-    text = (
-        f"{options.target}: {count:,} records in {len(done.shards)} shards, verified; {left_out:,} broken ones left out"
-    )
+    text = f"{options.target}: {count:,} records in {len(done.shards)} shards, verified; {left_out:,} left out"
     return {"records": count, "left_out": left_out, "shards": len(done.shards), "made": done.made, "text": text}
 
 

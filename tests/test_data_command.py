@@ -3,6 +3,8 @@
 import json
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -46,10 +48,34 @@ def test_bench_names_the_stage_that_limits(capsys, shards):
     assert code == 0 and "on 2 threads of each of 2 processes" in out
 
 
+def test_what_has_names_of_its_own_is_told(capsys, tmp_path):
+    pq.write_table(pa.table({"picture": [encoded(picture(0))] * 9, "title": ["a"] * 9}), tmp_path / "a.parquet")
+    _, out, _ = jmm(capsys, "data", "inspect", tmp_path)
+    assert "not used: picture, title" in out and "set them: --data.fields.image NAME" in out
+    assert "no field that training looks for" in refused(capsys, "data", "bench", tmp_path, "--batch-size", 2)
+
+
+def test_bench_goes_without_what_lacks_a_field(capsys, tmp_path):
+    captions = ["a", "b", None, "d", "e", "f"]
+    labels = [1, None, None, None, None, None]
+    columns = {"image": [encoded(picture(0))] * 6, "caption": captions, "label": labels}
+    pq.write_table(pa.table(columns), tmp_path / "a.parquet")
+    code, out, _ = jmm(capsys, "data", "bench", tmp_path, "--batch-size", 2, "--image-size", 8)
+    assert code == 0 and "limits" in out
+
+
+def test_a_long_list_of_broken_records_is_cut_off(capsys, tmp_path):
+    pq.write_table(pa.table({"image": [b"nothing"] * 130, "caption": ["a"] * 130}), tmp_path / "a.parquet")
+    _, out, _ = jmm(capsys, "data", "inspect", tmp_path)
+    assert out.count("not a readable image") == 100 and "and 30 more" in out
+    said = refused(capsys, "data", "inspect", tmp_path, "--png", tmp_path / "a.png")
+    assert "130 were read; the first: row 0 of " in said
+
+
 def test_convert(capsys, tmp_path, shards):
     to = tmp_path / "to"
     code, out, err = jmm(capsys, "data", "convert", shards, to, "--to", "arrayrecord", "--shards", 2, "--workers", 1)
-    assert code == 0 and "5 records in 2 shards, verified; 0 broken ones left out" in out
+    assert code == 0 and "5 records in 2 shards, verified; 0 left out" in out
     assert "data-00001-of-00002.array_record: 3 records" in err
     assert len(records(str(to)).open()) == COUNT
     assert "holds another conversion" in refused(capsys, "data", "convert", shards, to, "--shards", 3)

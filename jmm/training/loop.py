@@ -40,6 +40,8 @@ from jmm.training.step import Program, build
 from jmm.training.terminal import Terminal
 from jmm.training.workdir import claim, self_contained
 
+FEW = 16
+"""Held-out examples that are read before a run begins, to see whether there are any."""
 AHEAD = 2
 """Batches on the devices beside the one in use."""
 LATE = 2
@@ -288,7 +290,7 @@ def check_data(program: Program) -> None:
     held-out examples if there is something to evaluate."""
     experiment = program.experiment
     if experiment.evaluations:
-        held_out(experiment.data)
+        held_out(experiment.data, FEW)
     with training_batches(experiment.data, 1, experiment.seed, threads=0) as batches:
         batch = next(batches)
     for name, spec in experiment.model.batch_spec(1).items():

@@ -54,7 +54,8 @@ class MetricsLog:
         """Lists broken records, those of each process in a file of its own."""
         if records:
             self._skipped.parent.mkdir(exist_ok=True)
-            with self._skipped.open("a", encoding="utf-8") as file:
+            # Names of files may hold halves of letters, which UTF-8 has not; so written they are JSON's.
+            with self._skipped.open("a", encoding="utf-8", errors="backslashreplace") as file:
                 file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
 
     def sync(self) -> None:

@@ -16,7 +16,10 @@ from jmm.experiment import Experiment
 EXPERIMENT_FILE = "experiment.json"
 KIND = "_kind"
 
-MAY_CHANGE = ("mesh", "checkpoint", "evaluations", "evaluate_every", "log_every", "data_threads", "data_workers")
+MAY_CHANGE = (
+    *("mesh", "checkpoint", "evaluations", "evaluate_every", "log_every"),
+    *("data_threads", "data_workers", "broken_share"),
+)
 """Fields that do not change what is learnt; a run may go on with others."""
 
 PACKAGES = ("jmm", "data_pipelines")

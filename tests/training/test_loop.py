@@ -5,16 +5,18 @@ import os
 import shutil
 import signal
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pytest
 
 import jmm
+from data_pipelines.digits import Digits
 from jmm.errors import UserError
 from jmm.experiment import Checkpoint, MeshShape, Optimizer
 from jmm.training import loop
 from jmm.training.loop import train
-from tests.training.runs import tiny
+from tests.training.runs import program, tiny
 
 
 @pytest.fixture(scope="module")
@@ -110,6 +112,35 @@ def test_data_that_the_model_does_not_take_is_refused(tmp_path):
     data = replace(tiny().data, image_size=24)
     with pytest.raises(UserError, match=r"reads image as float32 \[16, 16, 1\], the data gives .*\[24, 24, 1\]"):
         train(tiny(data=data), tmp_path)
+
+
+READ: list[int] = []
+
+
+@dataclass(frozen=True)
+class Counted(Digits):
+    """Keeps the places of the held-out examples that are read."""
+
+    def source(self, split):
+        return Listened(super().source(split)) if split == "held_out" else super().source(split)
+
+
+@dataclass(frozen=True)
+class Listened:
+    source: Any
+
+    def __len__(self):
+        return len(self.source)
+
+    def __getitem__(self, index):
+        READ.append(index)
+        return self.source[index]
+
+
+def test_a_few_held_out_examples_are_read_before_a_run():
+    READ.clear()
+    loop.check_data(program(tiny(data=Counted(text_length=44)), MeshShape(), 1))
+    assert len(READ) == loop.FEW < len(Counted(text_length=44).source("held_out"))
 
 
 @dataclass(frozen=True)
