@@ -114,6 +114,8 @@ def check_fields(experiment: Experiment) -> None:
     for name, (value, least) in at_least.items():
         if not value >= least:
             raise UserError(f"{name} must be at least {least}, not {value}")
+    if not 0 <= experiment.broken_share <= 1:
+        raise UserError(f"broken_share is a share, from 0 to 1, not {experiment.broken_share}")
     if experiment.fresh and not experiment.initial:
         raise UserError("fresh says what does not come from initial, and initial is empty: all weights are random")
     check_expressions("fresh", experiment.fresh)

@@ -101,3 +101,5 @@ def test_batch_that_does_not_divide_names_both_numbers():
         program(tiny(batch_size=18), MeshShape(data=2, fsdp=2), 4)
     with pytest.raises(UserError, match=r"steps must be at least 1, not 0"):
         program(tiny(steps=0), MeshShape(), 1)
+    with pytest.raises(UserError, match="broken_share is a share, from 0 to 1, not 2"):
+        program(tiny(broken_share=2.0), MeshShape(), 1)
