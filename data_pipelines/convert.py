@@ -92,8 +92,8 @@ def convert(
     work = partial(write_shard, source, split, target, shards)
     try:
         for shard in _in_processes(work, todo, workers) if beam is None else _on_beam(work, todo, beam, target):
-            why = f" that cannot be converted, the first: {shard.broken}" if shard.broken else ""
-            say(f"{shard.name}: {shard.records} records, without {shard.left_out}{why}")
+            why = f", {shard.left_out} left out that cannot be converted, the first: {shard.broken}"
+            say(f"{shard.name}: {shard.records} records{why if shard.left_out else ''}")
     except OSError as error:
         raise UserError(f"{target} cannot be written ({error.strerror or error}); the same command goes on") from error
     except BrokenProcessPool as error:

@@ -124,4 +124,5 @@ class Experiment:
     """Host processes that do so for this one, which Python keeps from using more than a few processors. A script that
     calls `train` then needs `if __name__ == "__main__":`."""
     broken_share: float = 0.01
-    """Of all records that are read, so many may be broken: others come in their places. With more training ends."""
+    """Of all records that are asked for, so many may be broken: others come in their places. With more, by more than
+    three standard deviations of what chance makes it, training ends."""

@@ -247,8 +247,10 @@ def text_of(fields: Fields, value: Any) -> str:
         raise Broken("caption", f"a text is {type(value).__name__}")
     if not value.strip():
         raise Broken("caption", "a text is empty")
-    if any("\ud800" <= letter <= "\udfff" for letter in value):
-        raise Broken("caption", "a text holds half a letter (a surrogate)")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise Broken("caption", f"a text holds half a letter ({error.reason})") from error
     return value.strip()
 
 
