@@ -7,6 +7,7 @@ example, is the position of the whole pipeline. Of packed texts a batch has B ro
 the next row (`data_pipelines.packed`).
 """
 
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
 
@@ -92,19 +93,23 @@ def training_arrays(dataset: Dataset) -> Arrays:
 
 
 def _good(source: Source, places: Iterable[int], preprocess: Preprocess) -> list[Example]:
-    """The examples that are not broken, their images fitted.
+    """The examples that are not broken, their images fitted; warns of the others.
 
     Raises:
       UserError: there is none.
     """
-    found, last = [], None
+    found, broken, last = [], 0, None
     for place in places:
         try:
             found.append(fitted(source[place], preprocess))
         except Broken as error:
-            last = error
+            broken, last = broken + 1, error
     if last and not found:
         raise UserError(f"all of the examples are broken; the last: {last}")
+    if last:
+        warnings.warn(
+            f"{broken} of {broken + len(found)} examples are broken and left out; the last: {last}", stacklevel=3
+        )
     return found
 
 
