@@ -102,7 +102,7 @@ def convert(
             "the same command goes on"
         ) from error
     done = _finished(target)
-    if count and not any(shard.records for shard in done.values()):
+    if done and count and not any(shard.records for shard in done.values()):
         first = next((shard.broken for shard in done.values() if shard.broken), "")
         raise UserError(f"none of the {count} records of {source} can be converted; the first: {first}")
     return Converted(tuple(done[name] for name in sorted(done)), len(todo))
@@ -197,7 +197,7 @@ def _begin(target: str, plan: Mapping[str, object]) -> dict[str, Shard]:
         files.write(manifest, json.dumps(plan).encode())
         return {}
     kept = _read(manifest)
-    if kept != plan and {**kept, STATE: plan[STATE]} == plan:
+    if kept != plan and STATE in kept and {**kept, STATE: plan[STATE]} == plan:
         raise UserError(f"{target} was begun before the files of {plan['source']} were changed; name another folder")
     if kept != plan:
         other = ", ".join(f"{name} {value}" for name, value in kept.items())

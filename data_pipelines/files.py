@@ -24,6 +24,14 @@ def is_remote(path: str) -> bool:
     return "://" in path
 
 
+def exists(path: str) -> bool:
+    """Whether a path of this machine is there; one that is none, as a long list of such, is not."""
+    try:
+        return not is_remote(path) and Path(path).exists()
+    except (OSError, ValueError):
+        return False
+
+
 def filesystem(path: str) -> Any:
     """The fsspec file system of a remote path.
 
@@ -49,7 +57,7 @@ def shards(pattern: str, suffixes: tuple[str, ...]) -> list[str]:
     Raises:
       UserError: there is none, or one that a range names is missing.
     """
-    patterns = [pattern] if not is_remote(pattern) and Path(pattern).exists() else pattern.split(",")
+    patterns = [pattern] if exists(pattern) else pattern.split(",")
     found = [path for each in patterns for path in _expanded(each.strip(), suffixes)]
     if not found:
         raise UserError(f"{pattern} names no file that ends with {' or '.join(suffixes)}")
@@ -73,17 +81,16 @@ def _expanded(pattern: str, suffixes: tuple[str, ...]) -> list[str]:
     if path.is_file():
         return [pattern]
     if any(sign in path.name for sign in "*?"):
-        matching = (str(each) for each in path.parent.glob(path.name) if each.is_file())
-        return sorted(each for each in matching if each.endswith(suffixes))  # beside them lie their indexes
+        return sorted(str(each) for each in path.parent.glob(path.name) if each.is_file() and INDEX not in each.name)
     raise UserError(f"there is no {pattern}")
 
 
 def _remote(pattern: str, suffixes: tuple[str, ...]) -> list[str]:
     files = filesystem(pattern)
-    several = files.isdir(pattern)
-    found = files.ls(pattern, detail=False) if several else files.glob(pattern)
-    if several or any(sign in pattern for sign in "*?"):
-        found = [path for path in found if path.endswith(suffixes)]
+    if files.isdir(pattern):
+        found = [path for path in files.ls(pattern, detail=False) if path.endswith(suffixes)]
+    else:
+        found = [path for path in files.glob(pattern) if INDEX not in path]
     if not found:
         raise UserError(f"there is no {pattern}")
     return sorted(files.unstrip_protocol(path) for path in found)
@@ -97,12 +104,15 @@ def state(pattern: str, without: str) -> str:
       UserError: as `shards`.
     """
     found: list[tuple[str, int, int]] = []
-    for path in [pattern] if not is_remote(pattern) and Path(pattern).is_dir() else shards(pattern, ("",)):
+    excluded = Path(without).resolve()
+    for path in [pattern] if exists(pattern) else shards(pattern, ("",)):
         if is_remote(path):
             found += [(name, about["size"], 0) for name, about in filesystem(path).find(path, detail=True).items()]
         else:
-            below = Path(path).rglob("*") if Path(path).is_dir() else [Path(path)]
-            about = ((each, each.stat()) for each in below if each.is_file() and not each.is_relative_to(without))
+            whole = Path(path).resolve()
+            below = whole.rglob("*") if whole.is_dir() else [whole]
+            source = (each for each in below if not each.is_relative_to(excluded))
+            about = ((each, each.stat()) for each in source if each.is_file())
             found += [(str(each), stat.st_size, stat.st_mtime_ns) for each, stat in about]
     return f"{zlib.crc32(repr(sorted(each for each in found if INDEX not in each[0])).encode(errors='replace')):08x}"
 

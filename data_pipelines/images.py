@@ -105,6 +105,7 @@ def _decode(data: bytes, pixels: int) -> UInt8[np.ndarray, "H W 3"]:
             raise too_large
         if (plain := _plain_jpeg(image, data)) is not None:
             return plain
+        image.load()  # which turns those of some formats
         turn = TURNS.get(_orientation(image))
         upright = image if turn is None else image.transpose(turn)
         if upright.mode.startswith("I"):  # 16 bits of grey: converting would cut, not scale
@@ -135,7 +136,10 @@ def _plain_jpeg(image: Image.Image, data: bytes) -> UInt8[np.ndarray, "H W 3"] |
 
 def _orientation(image: Image.Image) -> Any:
     """What EXIF says of it, which may be anything."""
-    found = image.getexif().get(ExifTags.Base.Orientation)
+    try:
+        found = image.getexif().get(ExifTags.Base.Orientation)
+    except Exception:  # of a damaged note, which may raise whatever comes first
+        return None
     return found if isinstance(found, int | float) else None
 
 
@@ -162,9 +166,6 @@ def resize(
     SigLIP does. A number is the same as `crop` in two steps of whole pixels, as transformers' processors go: the
     shorter edge is brought to that length, then the middle is cut out, with black around it where it is too small.
     `none` goes the second step alone.
-
-    Raises:
-      Broken: of a picture so thin that the first of the two steps makes more than `PIXELS` of it.
     """
     if how == "none":
         return _middle(image, size)
@@ -178,7 +179,9 @@ def resize(
         return _resample(image, size, resample, (across, down, width - across, height - down))
     longer = int(how * max(height, width) / min(height, width))
     if how * longer > PIXELS:
-        raise Broken("pixels", f"a picture of {height} × {width} would have {how * longer:,} pixels once resized")
+        # So thin that all of it would take gigabytes: its middle, and somewhat more than is kept.
+        keep = min(height, width) * (max(size) // how + 3)
+        return resize(_middle(image, (min(height, keep), min(width, keep))), size, how, resample)
     scaled = (longer, how) if width <= height else (how, longer)
     return _middle(_resample(image, scaled, resample), size)
 

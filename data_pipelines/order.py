@@ -72,6 +72,6 @@ def fitted(example: Example, preprocess: Preprocess, again: bool = True) -> Exam
     found = dict(example)
     if "image" in example:
         found["image"] = fit(example["image"])
-    if "video" in example:
-        found["video"] = np.stack([fit(frame) for frame in example["video"]])
+    if "video" in example and preprocess.video_frames:
+        found["video"] = np.stack([fit(frame) for frame in preprocess.frames(example["video"])])
     return found

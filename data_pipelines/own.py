@@ -42,10 +42,9 @@ class OwnData(RandomView):
         cfg, seen = self.preprocess, dict(example)
         if "image" in example:
             seen["image"] = self.view(example["image"], cfg.image_size, cfg.channels, rng)
-        if "video" in example:
+        if "video" in example and cfg.video_frames:
             same = int(rng.integers(1 << 62))  # all frames are seen alike
-            alike = (np.random.default_rng(same) for _ in example["video"])
-            frames = zip(example["video"], alike, strict=True)
+            frames = [(each, np.random.default_rng(same)) for each in cfg.frames(example["video"])]
             seen["video"] = np.stack([self.view(each, cfg.image_size, cfg.channels, rng) for each, rng in frames])
         if "audio" in example and cfg.audio_length:
             start = int(rng.integers(max(len(example["audio"]) - cfg.audio_length, 0) + 1))

@@ -21,6 +21,11 @@ PICTURES = ("image", "video")
 Padding = Literal["masked", "counted", "longest"]
 
 
+def evenly(total: int, count: int) -> list[int]:
+    """The middles of `count` equal parts of so many: neither the first nor the last counts more than others."""
+    return ((np.arange(count) + 0.5) * total / count).astype(int).tolist()
+
+
 @dataclass(frozen=True)
 class Preprocess:
     """Size and normalisation of images, tokenizer and length of texts."""
@@ -42,6 +47,8 @@ class Preprocess:
     """What pixels are then divided by."""
     audio_length: int = 0
     """Samples of a sound: the middle of a longer one, silence behind a shorter; 0: sounds are not read."""
+    video_frames: int = 0
+    """Frames of a video, evenly spaced over it; a shorter one repeats some; 0: videos are not read."""
     image_optional: bool = False
     """Some examples have no picture: their pixels are zeros, and `image_mask` says so."""
     text_length: int = 77
@@ -80,6 +87,10 @@ class Preprocess:
         ratio = min(image_size) / min(self.image_size)
         how = self.resize if isinstance(self.resize, str) else round(self.resize * ratio)
         return replace(self, image_size=image_size, resize=how)
+
+    def frames(self, video: Sequence[np.ndarray] | np.ndarray) -> list[np.ndarray]:
+        """`video_frames` of a video: the middles of equal parts."""
+        return [video[place] for place in evenly(len(video), self.video_frames)]
 
     def clip(self, sound: Float[np.ndarray, "S"], start: int | None = None) -> Float[np.ndarray, "L"]:
         """`audio_length` samples from `start` on, or the middle ones; silence behind the end."""
@@ -173,8 +184,8 @@ class Preprocess:
         if missing or example.keys() - batch.keys():
             raise UserError(
                 f"all examples of a batch must have the fields {', '.join(sorted(batch))}, and one has "
-                f"{', '.join(sorted(example)) or 'none'}; name those that are needed (data.fields.needed), and records "
-                "without them are skipped"
+                f"{', '.join(sorted(example)) or 'none'}; name those that are needed (data.fields.needed), and the few "
+                "records without them are skipped, or take the names of others away (data.fields)"
             )
         if "image" in batch and "image" not in example:
             batch["image"][row] = 0
@@ -190,14 +201,15 @@ class Preprocess:
     def fields(self, example: dict[str, Any]) -> Arrays:
         """One example, its image already fitted, as arrays; pixels are bytes still, for `batch` to normalise."""
         arrays: Arrays = {}
-        for name in PICTURES:
-            if name in example:
-                arrays[name] = example[name]
+        if "image" in example:
+            arrays["image"] = example["image"]
+        if "video" in example and self.video_frames:
+            arrays["video"] = example["video"]
         if "audio" in example and self.audio_length:
             arrays["audio"] = self.clip(example["audio"])
         if self.image_optional:
             arrays["image_mask"] = np.asarray("image" in example)
-        if "prompt" in example:
+        if "prompt" in example and "answer" in example:  # without one nothing is asked: a picture was made from it, say
             arrays |= self.pair(example["prompt"], example["answer"])
         elif (text := example.get("caption", example.get("text"))) is not None:
             arrays["text"], arrays["text_mask"] = self.text(text)

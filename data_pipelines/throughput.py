@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 
 from data_pipelines.broken import Broken
+from data_pipelines.careful import Skipped
 from data_pipelines.order import fitted
 from data_pipelines.own import OwnData
 from data_pipelines.pipeline import training_batches
 from data_pipelines.preprocess import Preprocess
 from data_pipelines.protocol import Example
 from data_pipelines.sources.layouts import records
-from data_pipelines.sources.records import MAKERS, Fields
+from data_pipelines.sources.records import Fields
 from jmm.errors import UserError
 
 STAGES = ("read", "decode", "transform", "batch")
@@ -63,7 +64,7 @@ def throughput(
     usual = _usual(decoded, source)
     found["decode"] = [{name: each[name] for name in usual} for each in decoded if each.keys() >= usual]
     # All of a batch have the same fields.
-    without: dict[str, Any] = {name: () for name in MAKERS if name not in usual}
+    without: dict[str, Any] = {name: () for each in decoded for name in each if name not in usual}
     fields = Fields(needed=tuple(usual), **without)
     sounds = [len(each["audio"]) for each in found["decode"] if "audio" in each]
     length = int(np.median(sounds)) if sounds else 0
@@ -79,7 +80,7 @@ def throughput(
     starts = range(0, len(ready) - batch_size + 1, batch_size)
     _, whole = _timed(lambda start: data.preprocess.batch(ready[start : start + batch_size]), starts)
     seconds["batch"] = whole / batch_size
-    with training_batches(data, batch_size, 0, threads=threads, workers=workers) as batches:
+    with training_batches(data, batch_size, 0, threads=threads, workers=workers, skipped=Skipped(1.0)) as batches:
         next(batches)  # the first one waits for the threads to begin
         rounds = max(len(starts), 4)
         start = time.perf_counter()

@@ -4,6 +4,7 @@ Python runs one thread of a process at a time wherever it is not in a library's 
 that threads alone keep no more than a handful of a host's processors busy.
 """
 
+import atexit
 import signal
 import traceback
 from collections.abc import Sequence
@@ -41,6 +42,8 @@ class Workers(Ahead):
         self._sent, self._threads, self._parts = (dataset, seed), threads, parts(runs.count, workers)
         self._skipped = skipped
         self._processes: list[tuple[Any, Connection]] = []
+        # For who leaves without closing: at its end Python waits for processes, and they for that of their pipes.
+        atexit.register(self.close)
 
     def _begin(self, size: int) -> list[Any]:
         context = get_context("spawn")
@@ -90,6 +93,7 @@ class Workers(Ahead):
                 process.join()
             process.close()
         self._processes.clear()
+        atexit.unregister(self.close)
 
 
 def received(process: Any, connection: Connection) -> tuple[Exception | None, tuple[Any, ...]]:

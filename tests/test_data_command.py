@@ -62,6 +62,10 @@ def test_bench_goes_without_what_lacks_a_field(capsys, tmp_path):
     pq.write_table(pa.table(columns), tmp_path / "a.parquet")
     code, out, _ = jmm(capsys, "data", "bench", tmp_path, "--batch-size", 2, "--image-size", 8)
     assert code == 0 and "limits" in out
+    columns = {"image": columns["image"] * 50, "text": ["a", None, "b", "c", "d", "e"] * 50}
+    pq.write_table(pa.table(columns), tmp_path / "a.parquet")
+    code, out, _ = jmm(capsys, "data", "bench", tmp_path, "--batch-size", 2, "--image-size", 8)
+    assert code == 0 and "limits" in out
 
 
 def test_a_long_list_of_broken_records_is_cut_off(capsys, tmp_path):

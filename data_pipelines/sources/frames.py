@@ -10,11 +10,10 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from data_pipelines import files
 from data_pipelines.broken import Broken
 from data_pipelines.images import list_images
+from data_pipelines.preprocess import evenly
 from data_pipelines.sources.captions import optional_captions
 from data_pipelines.sources.records import Raw, Record
 from jmm.errors import UserError
@@ -68,12 +67,12 @@ class FrameRecords:
             paths = sorted(list_images(folder), key=_numbered)
         except UserError as error:
             raise Broken("field", str(error)) from error
-        # The middles of equal parts: neither the first frame nor the last counts more than others.
-        places = ((np.arange(self.frames) + 0.5) * len(paths) / self.frames).astype(int)
+        places = evenly(len(paths), self.frames)
         video = {"video": [files.content(paths[place]) for place in places]}
         return video | ({"caption": self.captions[folder.name]} if folder.name in self.captions else {})
 
 
 def _numbered(path: Path) -> list[tuple[int, str]]:
     """For sorting by the numbers in a name: frame2 comes before frame10."""
-    return [(int(each), "") if each.isdigit() else (-1, each) for each in re.split(r"([0-9]+)", path.as_posix())]
+    parts = re.split(r"([0-9]+)", path.as_posix())
+    return [(int(each), "") if place % 2 else (-1, each) for place, each in enumerate(parts)]

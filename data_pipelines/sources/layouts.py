@@ -53,7 +53,7 @@ def records(path: str, split: str = "train") -> Records:
     Raises:
       UserError: there is nothing of a known layout.
     """
-    name = path.split(",")[0].rstrip("/")
+    name = (path if files.exists(path) else path.split(",")[0]).rstrip("/")
     for suffix, layout in BY_SUFFIX.items():
         if re.search(rf"{re.escape(suffix)}(?![a-z])", name.rsplit("/", 1)[-1]):
             return layout(path)

@@ -13,6 +13,9 @@ from data_pipelines.images import decode_image
 from data_pipelines.protocol import Example
 from jmm.errors import UserError
 
+NAMED = 20
+"""Fields of a record that an error lists at most."""
+
 Record = Mapping[str, Any]
 """Names to strings, numbers, encoded pictures and sounds (bytes), arrays, and lists of such."""
 
@@ -90,10 +93,9 @@ class Fields:
                 found[field] = make(self, record[name])
         if "text" in found and "image" in found and "caption" not in found:
             found["caption"] = found.pop("text")
-        if "answer" not in found:
-            found.pop("prompt", None)  # of a picture that was made from it, say: nothing is asked
         if missing := [field for field in self.needed if field not in found]:
-            raise Broken("field", f"there is no {missing[0]}, but {', '.join(map(str, record)) or 'nothing'}")
+            there = ", ".join(map(str, list(record)[:NAMED])) or "nothing"
+            raise Broken("field", f"there is no {missing[0]}, but {there}")
         return found
 
 

@@ -3,9 +3,12 @@
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import threading
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -187,3 +190,24 @@ def test_after_an_error_the_next_batches_are_right(who):
     assert found.count(None) == 1
     right = [(one, other) for one, other in zip(found, expected, strict=True) if one is not None]
     assert_same([one for one, _ in right], [other for _, other in right])
+
+
+LEFT = """
+from data_pipelines.digits import Digits
+from data_pipelines.pipeline import training_batches
+
+if __name__ == "__main__":
+    pipeline = training_batches(Digits(text_length=44), 4, 0, workers=2)
+    batches = pipeline.__enter__()
+    next(batches), next(batches)
+    print("the end")
+"""
+
+
+def test_who_leaves_without_closing_does_not_wait_for_ever(tmp_path):
+    (tmp_path / "left.py").write_text(LEFT)
+    done = subprocess.run(
+        [sys.executable, tmp_path / "left.py"],
+        **{"env": {**os.environ, "PYTHONPATH": str(Path.cwd())}, "timeout": 100, "capture_output": True, "text": True},
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "the end\n", "")

@@ -22,6 +22,7 @@ from data_pipelines.sources.array_record import pack, unpack
 from data_pipelines.sources.layouts import records
 from data_pipelines.sources.records import Examples, Fields
 from data_pipelines.sources.web_dataset import WebDataset
+from data_pipelines.texts import texts
 from jmm.errors import UserError
 from tests.data_pipelines.sources.layouts import CAPTIONS, add, array_record, encoded, parquet, picture, tar_shards
 
@@ -150,8 +151,8 @@ def test_files_without_an_ending_and_hidden_ones_are_no_records(tmp_path):
 
 
 def test_dots_in_keys_and_compressed_shards_are_refused(tmp_path):
-    path = shard(tmp_path / "a.tar", {f"clip.{n}.txt": b"x" for n in range(100)})
-    with pytest.raises(UserError, match=r"100 different endings \(0\.txt, 1\.txt, …\): a name's first dot ends"):
+    path = shard(tmp_path / "a.tar", {f"{n}.{n}ms.txt": b"x" for n in range(100)})
+    with pytest.raises(UserError, match=r"100 different endings \(0ms\.txt, 10ms\.txt, …\): a name's first dot ends"):
         records(path).open()
     (tmp_path / "b.tar").write_bytes(gzip.compress(Path(path).read_bytes()))
     with pytest.raises(UserError, match="it is compressed: unpack it first"):
@@ -181,9 +182,28 @@ def test_values_of_another_kind(name, value, says):
 
 
 def test_a_prompt_without_an_answer_asks_nothing():
-    assert Fields().example({"prompt": "draw a boat", "caption": "a boat"}) == {"caption": "a boat"}
-    assert Fields(caption=("prompt",)).example({"prompt": "draw a boat"}) == {"caption": "draw a boat"}
-    assert Fields().example({"question": "what?", "answer": "a boat"}) == {"prompt": "what?", "answer": "a boat"}
+    how, caption = Preprocess(text_length=16), {"caption": "a boat"}
+    found = how.fields(Fields().example({"prompt": "draw a boat"} | caption))
+    assert found.keys() == {"text", "text_mask"} and (found["text"] == how.fields(caption)["text"]).all()
+    assert "prefix_length" in how.fields(Fields().example({"question": "what?", "answer": "a boat"}))
+    assert list(texts(Rows([{"prompt": "draw a boat"}]))) == ["draw a boat"]
+
+
+class Rows(list):
+    def where(self, index):
+        return f"row {index}"
+
+
+def test_shards_of_many_endings_that_all_records_have(tmp_path):
+    path = shard(tmp_path / "a.tar", {f"{n}.{view}.jpg": GOOD for n in range(4) for view in range(80)})
+    assert [len(records(path).open()[n]) for n in range(4)] == [80] * 4
+
+
+def test_an_archive_behind_another_is_told(tmp_path):
+    path = tmp_path / "a.tar"
+    shard(path, pair("a"))
+    path.write_bytes(path.read_bytes() * 2)
+    assert broken_of(path) == (1, ["a picture"])
 
 
 LAYOUTS = {"tar": tar_shards, "parquet": parquet, "array_record": array_record}

@@ -174,14 +174,34 @@ def test_names_of_shards(tmp_path):
     assert names(f"{tmp_path}/a-0?.tar, {tmp_path}/b.tar") == ["a-00.tar", "a-01.tar", "a-02.tar", "b.tar"]
     with pytest.raises(UserError, match=r"there is no .*a-03.tar"):
         names(f"{tmp_path}/a-{{02..03}}.tar")
+    assert len(names(",".join([f"{tmp_path}/a-00.tar"] * 200))) == 200  # more letters than a path may have
+    (tmp_path / "of two, say").mkdir()
+    (tmp_path / "of two, say" / "c.tar").write_bytes(b"")
+    (tmp_path / f"b.tar.1{files.INDEX}").write_bytes(b"")
+    assert names(f"{tmp_path}/of two, say") == ["of two, say/c.tar"]
+    assert files.shards(f"{tmp_path}/b.*", (".other",)) == [f"{tmp_path}/b.tar"]
+
+
+def test_a_set_is_in_another_state_when_a_file_of_it_is(tmp_path):
+    (tmp_path / "to").mkdir()
+    (tmp_path / "a.tar").write_bytes(b"a")
+    path, to = str(tmp_path), f"{tmp_path}/../{tmp_path.name}/to"
+    before = files.state(path, to)
+    (tmp_path / "to" / "made").write_bytes(b"b")
+    (tmp_path / f"a.tar.1{files.INDEX}").write_bytes(b"index")
+    assert files.state(path, to) == before
+    assert files.state(f"{path}/*.tar", to) == files.state(f"{path}/a.tar", to)
+    (tmp_path / "a.tar").write_bytes(b"ab")
+    assert files.state(path, to) != before
 
 
 def test_frames_go_by_their_numbers(tmp_path):
     (tmp_path / "one").mkdir()
     for number in range(1, 13):
         (tmp_path / "one" / f"frame{number}.png").write_bytes(encoded(np.full((4, 6, 3), number, np.uint8)))
-    frames = Examples(Frames(str(tmp_path), 12).open(), Fields())[0]["video"]
-    assert frames[:, 0, 0, 0].tolist() == list(range(1, 13))
+    (tmp_path / "one" / "frame13².png").write_bytes(encoded(np.full((4, 6, 3), 13, np.uint8)))
+    frames = Examples(Frames(str(tmp_path), 13).open(), Fields())[0]["video"]
+    assert frames[:, 0, 0, 0].tolist() == list(range(1, 14))
 
 
 def test_a_sound_that_is_gone(tmp_path):
@@ -205,7 +225,7 @@ def test_sounds_videos_and_texts_become_batches(tmp_path):
         (videos / str(number)).mkdir(parents=True)
         for place in range(8):
             (videos / str(number) / f"{place}.png").write_bytes(encoded(frame))
-    how = Preprocess((8, 6), audio_length=100, text_length=16)
+    how = Preprocess((8, 6), audio_length=100, video_frames=8, text_length=16)
     heard = OwnData(records(str(sounds)), hold_out=3, preprocess=how)
     with training_batches(heard, 2, 0, threads=1) as batches:
         rows = [row for _ in range(4) for row in next(batches)["audio"].copy()]
@@ -220,6 +240,11 @@ def test_sounds_videos_and_texts_become_batches(tmp_path):
     assert video.shape == (2, 8, 8, 6, 3) and abs(video).max() <= 1
     assert (video == video[:, :1]).all() and not np.array_equal(video[0], video[1])
     assert held_out(replace(seen, held_out=seen.records))[1]["video"].shape == (2, 8, 8, 6, 3)
+    short = OwnData(seen.records, hold_out=3, preprocess=replace(how, video_frames=3))
+    with training_batches(short, 2, 0, threads=1) as batches:
+        assert next(batches)["video"].shape == (2, 3, 8, 6, 3)
+    with training_batches(replace(seen, preprocess=replace(how, video_frames=0)), 2, 0, threads=1) as batches:
+        assert not next(batches)
     pq.write_table(pa.table({"text": [f"line {n}" for n in range(20)]}), tmp_path / "a.parquet")
     with training_batches(OwnData(records(str(tmp_path / "a.parquet")), preprocess=how), 2, 0, threads=1) as batches:
         assert next(batches)["text"].shape == (2, 16)
