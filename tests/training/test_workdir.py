@@ -85,6 +85,7 @@ CHANGED = {
     "log_every": 1,
     "data_threads": 0,
     "data_workers": 2,
+    "broken_share": 0.5,
 }
 
 
