@@ -66,9 +66,9 @@ def throughput(
     # All of a batch have the same fields.
     without: dict[str, Any] = {name: () for each in decoded for name in each if name not in usual}
     fields = Fields(needed=tuple(usual), **without)
-    sounds = [len(each["audio"]) for each in found["decode"] if "audio" in each]
-    length = int(np.median(sounds)) if sounds else 0
-    data = replace(data, fields=fields, preprocess=replace(data.preprocess, audio_length=length))
+    lengths = {name: _length(found["decode"], name) for name in ("audio", "video")}
+    how = replace(data.preprocess, audio_length=lengths["audio"], video_frames=lengths["video"])
+    data = replace(data, fields=fields, preprocess=how)
 
     def transform(example: Any) -> Any:
         return data.preprocess.fields(fitted(data.augment(example, rng), data.preprocess))
@@ -101,6 +101,12 @@ def _usual(examples: Sequence[Example], source: str) -> set[str]:
     if not usual:
         raise UserError(f"{source} gives no field that training looks for; `jmm data inspect` lists what there is")
     return usual
+
+
+def _length(examples: Sequence[Example], name: str) -> int:
+    """Of a field in the middle one of the examples that have it; 0: none has."""
+    lengths = [len(each[name]) for each in examples if name in each]
+    return int(np.median(lengths)) if lengths else 0
 
 
 def _timed(run: Callable[[Any], Any], inputs: Sequence[Any] | np.ndarray) -> tuple[list[Any], float]:

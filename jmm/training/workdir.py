@@ -17,8 +17,14 @@ EXPERIMENT_FILE = "experiment.json"
 KIND = "_kind"
 
 MAY_CHANGE = (
-    *("mesh", "checkpoint", "evaluations", "evaluate_every", "log_every"),
-    *("data_threads", "data_workers", "broken_share"),
+    "mesh",
+    "checkpoint",
+    "evaluations",
+    "evaluate_every",
+    "log_every",
+    "data_threads",
+    "data_workers",
+    "broken_share",
 )
 """Fields that do not change what is learnt; a run may go on with others."""
 
